@@ -1,0 +1,1 @@
+"""Hypercore for Python: a secure append-only log with pluggable storage and transports."""
