@@ -132,6 +132,10 @@ class DecodeError(HypercoreError, ValueError):
     """Bytes do not follow their format: too short, a number out of range, an unknown version."""
 
 
+class NewerManifestError(DecodeError, NewerFormatError):
+    """A manifest of a version, hash, layout or signature scheme that only something newer than this knows."""
+
+
 class ProtocolError(HypercoreError):
     """A peer broke the protocol; its connection ends."""
 
@@ -144,8 +148,16 @@ class VerificationError(HypercoreError):
     """A proof, hash or signature does not hold. Nothing of it was stored."""
 
 
+class StaleProofError(VerificationError):
+    """The proof is for another fork or length than the log has by now. Nobody need have lied."""
+
+
 class ProofRequestError(HypercoreError, ValueError):
     """A peer asked for a proof that cannot exist: out of bounds, or contradicting itself."""
+
+
+class ProofNotHeldError(ProofRequestError):
+    """The request was sound, but this log does not hold every node of the proof."""
 
 
 # ---- transports -----------------------------------------------------------------------------------
