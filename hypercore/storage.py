@@ -16,7 +16,22 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from hypercore.errors import StorageMissingError
+from hypercore.errors import OptionError, StorageMissingError
+
+#: What every file system, key and object name can hold.
+NAME_BYTES_MAX = 255
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no backend file can have: empty, a path, or too long. Raises `OptionError`."""
+    if not name or name in (".", "..") or "/" in name or "\0" in name or len(name.encode()) > NAME_BYTES_MAX:
+        raise OptionError(f"{name!r} is no file name: it must be 1 to {NAME_BYTES_MAX} bytes, without '/', '.' or '..'")
+
+
+def check_range(offset: int, size: int = 0) -> None:
+    """Refuse a negative offset or size. Raises `OptionError`."""
+    if offset < 0 or size < 0:
+        raise OptionError(f"offset {offset} and size {size} must not be negative")
 
 
 @dataclass(frozen=True, slots=True)

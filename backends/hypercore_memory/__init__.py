@@ -1,1 +1,11 @@
-"""x"""
+"""The memory backend: a storage that lives and dies with this process, and otherwise behaves exactly like files.
+
+It must not know what the files mean. `memory:` is private to whoever opened it, `memory:name` is one place for
+the whole process, which stays as long as it holds a file or somebody has it open.
+"""
+
+from __future__ import annotations
+
+from hypercore_memory.storage import MemoryStorage
+
+__all__ = ["MemoryStorage"]
