@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from hypercore.crypto import KEY_SIZE, SECRET_KEY_SIZE
+from hypercore.crypto import KEY_SIZE
 from hypercore.encoding import Reader, encode_buffer, encode_uint
 from hypercore.errors import DecodeError, NewerFormatError
 from hypercore.log.manifest import Manifest, decode_manifest, default_manifest, encode_manifest
@@ -19,6 +19,13 @@ HEADER_VERSION: Final = 1
 _EXTERNAL: Final = 1
 _MANIFEST: Final = 2
 _KEY_PAIR: Final = 4
+_KNOWN_FLAGS: Final = _EXTERNAL | _MANIFEST | _KEY_PAIR
+
+#: A version 0 header names what it is made of; no other names were ever written.
+_VERSION_0_TYPES: Final = ("blake2b", "raw", "ed25519")
+_MAX_TYPE_SIZE: Final = 32
+#: Keys of user data that are not UTF-8 come back as they were when the header is written again.
+_KEEP_BYTES: Final = "surrogateescape"
 
 #: External headers begin at multiples of this.
 _REGION_ALIGNMENT: Final = 4096
@@ -38,14 +45,6 @@ class StoredKeyPair:
 
     public_key: bytes
     secret_key: bytes | None = field(repr=False)
-
-    @property
-    def has_right_sizes(self) -> bool:
-        return (
-            len(self.public_key) == KEY_SIZE
-            and self.secret_key is not None
-            and (len(self.secret_key) == SECRET_KEY_SIZE)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,30 +88,136 @@ class Header:
 
 def encode_header(header: Header) -> bytes:
     """The body of a header, always in version 1."""
-    raise NotImplementedError
+    flags = (_MANIFEST if header.manifest else 0) | (_KEY_PAIR if header.key_pair else 0)
+    parts = [bytes([HEADER_VERSION, flags]), header.key]
+    if header.manifest:
+        parts.append(encode_manifest(header.manifest))
+    if header.key_pair:
+        parts += encode_buffer(header.key_pair.public_key), encode_buffer(header.key_pair.secret_key)
+    parts.append(encode_uint(len(header.user_data)))
+    for key, value in header.user_data:
+        parts += encode_buffer(key.encode(errors=_KEEP_BYTES)), encode_buffer(value)
+    parts += encode_uint(header.fork), encode_uint(header.length)
+    parts += encode_buffer(header.root_hash), encode_buffer(header.signature)
+    parts.append(encode_uint(len(header.reorg_hints)))
+    for hint in header.reorg_hints:
+        parts += encode_uint(hint.from_fork), encode_uint(hint.to_fork), encode_uint(hint.ancestors)
+    parts.append(encode_uint(header.contiguous_length))
+    return b"".join(parts)
 
 
 def encode_external_pointer(pointer: ExternalPointer) -> bytes:
     """The body of a slot whose header lies in file `header`."""
-    raise NotImplementedError
+    return bytes([HEADER_VERSION, _EXTERNAL]) + encode_uint(pointer.start) + encode_uint(pointer.length)
 
 
-def decode_header(body: bytes, *, whole: bool = False) -> Header | ExternalPointer:
-    """The header in `body`, version 0 or 1. Bytes behind the last field are ignored, unless `whole` is asked for.
+def decode_header(body: bytes) -> Header | ExternalPointer:
+    """The header in the body of a slot, version 0 or 1. Bytes behind the last field are ignored.
 
     Raises `NewerFormatError` for an unknown version of header or manifest, or an unknown flag, and `DecodeError`
     for anything else that does not follow the format.
     """
-    raise NotImplementedError
+    return read_header(Reader(body))
+
+
+def decode_external_header(body: bytes) -> Header:
+    """The header in the bytes that an `ExternalPointer` points to; it has no checksum, so all of it must fit.
+
+    Raises as `decode_header` does, and `DecodeError` for bytes left over or for another pointer.
+    """
+    reader = Reader(body)
+    header = read_header(reader)
+    if isinstance(header, ExternalPointer):
+        raise DecodeError("the external header points to yet another one")
+    if reader.remaining:
+        raise DecodeError(f"{reader.remaining} bytes are left over behind the external header")
+    return header
+
+
+def read_header(reader: Reader) -> Header | ExternalPointer:
+    """As `decode_header`; leaves the reader behind the last field."""
+    version = reader.uint()
+    if version == 0:
+        return _read_version_0(reader)
+    if version > HEADER_VERSION:
+        raise NewerFormatError(f"the header has version {version}; up to {HEADER_VERSION} is understood")
+    flags = reader.uint()
+    if flags & ~_KNOWN_FLAGS:
+        # What an unknown flag brings along cannot be skipped, so nothing behind it can be read.
+        raise NewerFormatError(f"the header has flags {flags:#x}; {_KNOWN_FLAGS:#x} are understood")
+    if flags & _EXTERNAL:
+        return ExternalPointer(reader.uint(), reader.uint())
+    key = reader.fixed(KEY_SIZE)
+    manifest = key_pair = None
+    if flags & _MANIFEST:
+        manifest, reader.offset = decode_manifest(reader.data, reader.offset, reader.end)
+    if flags & _KEY_PAIR:
+        key_pair = StoredKeyPair(reader.buffer(), reader.buffer() or None)
+    user_data = _read_user_data(reader)
+    fork, length, root_hash, signature = reader.uint(), reader.uint(), reader.buffer(), reader.buffer()
+    return Header(
+        key=key,
+        manifest=manifest,
+        key_pair=key_pair,
+        user_data=user_data,
+        fork=fork,
+        length=length,
+        root_hash=root_hash,
+        signature=signature,
+        reorg_hints=_read_reorg_hints(reader),
+        contiguous_length=reader.uint() if reader.remaining else 0,
+    )
+
+
+def _read_version_0(reader: Reader) -> Header:
+    types = tuple(reader.string(limit=_MAX_TYPE_SIZE) for _ in _VERSION_0_TYPES)
+    if types != _VERSION_0_TYPES:
+        raise DecodeError(f"a version 0 header of types {types}; only {_VERSION_0_TYPES} exist")
+    user_data = _read_user_data(reader)
+    fork, length, root_hash, signature = reader.uint(), reader.uint(), reader.buffer(), reader.buffer()
+    public_key, secret_key = reader.buffer(), reader.buffer()
+    if len(public_key) != KEY_SIZE:
+        raise DecodeError(f"the public key of a version 0 header has {len(public_key)} bytes")
+    return Header(
+        key=public_key,
+        manifest=default_manifest(public_key, version=0),
+        key_pair=StoredKeyPair(public_key, secret_key) if secret_key else None,
+        user_data=user_data,
+        fork=fork,
+        length=length,
+        root_hash=root_hash,
+        signature=signature,
+        reorg_hints=_read_reorg_hints(reader),
+        contiguous_length=reader.uint() if reader.remaining else 0,
+        version=0,
+    )
+
+
+def _read_user_data(reader: Reader) -> tuple[tuple[str, bytes], ...]:
+    count = reader.count(smallest_item_size=_USER_DATA_PAIR_SIZE)
+    return tuple((reader.buffer().decode(errors=_KEEP_BYTES), reader.buffer()) for _ in range(count))
+
+
+def _read_reorg_hints(reader: Reader) -> tuple[ReorgHint, ...]:
+    count = reader.count(smallest_item_size=_REORG_HINT_SIZE)
+    return tuple(ReorgHint(reader.uint(), reader.uint(), reader.uint()) for _ in range(count))
 
 
 def external_region(previous: ExternalPointer | None, size: int) -> ExternalPointer:
     """Where in file `header` a body of `size` bytes goes, so that the previous one stays whole (section 2.4)."""
-    raise NotImplementedError
+    if previous is None:
+        return ExternalPointer(0, size)
+    if size <= previous.start:
+        return ExternalPointer(0, size)
+    end = previous.start + previous.length
+    return ExternalPointer(-(-end // _REGION_ALIGNMENT) * _REGION_ALIGNMENT, size)
 
 
 def add_reorg_hint(
     hints: tuple[ReorgHint, ...], *, from_fork: int, to_fork: int, ancestors: int
 ) -> tuple[ReorgHint, ...]:
-    """The hints after the tree moved to another fork (section 6.8)."""
-    raise NotImplementedError
+    """The hints after a tree that was not empty moved to another fork (section 6.8)."""
+    kept = list(hints[-(_REORG_HINT_COUNT - 1) :])
+    while kept and kept[-1].ancestors > ancestors:
+        kept.pop()
+    return (*kept, ReorgHint(from_fork, to_fork, ancestors))
