@@ -144,6 +144,10 @@ class HandshakeError(ProtocolError):
     """The handshake of a connection failed."""
 
 
+class PeerTimeoutError(ProtocolError, TimeoutError):
+    """A peer was silent for too long; its connection ends."""
+
+
 class VerificationError(HypercoreError):
     """A proof, hash or signature does not hold. Nothing of it was stored."""
 

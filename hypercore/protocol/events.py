@@ -5,10 +5,12 @@ Parts floor. Wire spec, sections 2 to 4.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from hypercore.protocol.channel import Channel
 from hypercore.protocol.messages import Message
+
+if TYPE_CHECKING:
+    from hypercore.protocol.channel import Channel
 
 
 class HandshakeDone(NamedTuple):
