@@ -38,10 +38,14 @@ interop: $(INSTALLED) $(INTEROP_PEERS) ## the tests against Node's hypercore 10 
 bench: $(INSTALLED) $(INTEROP_PEERS) ## us beside Node's hypercore 10 and 11, as ratios; BENCH="--quick" for a look
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-package: $(INSTALLED) ## the wheel and the sdist in dist/, proved in a fresh environment
-	@rm -rf dist
+package: $(INSTALLED) ## the sdist and the wheel in dist/, and a fresh environment that runs the wheel
+	@rm -rf dist build
 	@$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python
-	@$(BIN)/python tests/package_check.py dist
+	@$(BIN)/uv venv --quiet --python $(BIN)/python build/fresh
+	@$(BIN)/uv pip install --quiet --python build/fresh/bin/python dist/*.whl
+	@cd build && fresh/bin/python -c 'import hypercore, hypercore_file, hypercore_tcp'
+	@cd build && fresh/bin/hypercore plugins
+	@ls dist
 
 lock: $(INSTALLED) ## the newest versions that pyproject.toml allows, into requirements.lock
 	@{ echo '# The exact versions and hashes that development and CI install; made by `make lock`, never by hand.'; \

@@ -45,11 +45,11 @@ class Row:
 
 
 def _rate(unit: str, count: float, role: str = "one") -> Figure:
-    return Figure(unit, "higher", lambda answers: count / answers[role]["seconds"])
+    return Figure(unit, "higher", lambda answers: count / float(answers[role]["seconds"]))
 
 
 def _measured(unit: str, role: str, key: str, scale: float = 1.0) -> Figure:
-    return Figure(unit, "lower", lambda answers: answers[role][key] * scale)
+    return Figure(unit, "lower", lambda answers: float(answers[role][key]) * scale)
 
 
 def _latency(unit: str, percentile: int) -> Figure:
