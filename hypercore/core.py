@@ -1,0 +1,713 @@
+"""`Hypercore`: the log as a program uses it.
+
+Shell floor: opens a storage through the plugins, an engine on it, and a hub for its peers; everything else is
+delegated. Design: an object a core, no callbacks but `on_wait`, waiting that says why and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Self
+
+from hypercore.codecs import BINARY, Codec, codec_of
+from hypercore.crypto import KeyPair, discovery_key
+from hypercore.downloads import Download
+from hypercore.duplex import stream_pair
+from hypercore.errors import (
+    BlockIndexError,
+    BlockNotAvailableError,
+    ClosedError,
+    CorruptError,
+    OptionError,
+    WaitTimeoutError,
+)
+from hypercore.events import Appended, CoreEvent, Downloaded, PeerAdded, PeerRemoved, Truncated
+from hypercore.extensions import Extension, Extensions
+from hypercore.keys import decode_key, encode_z32
+from hypercore.log.engine import Log, LogChange
+from hypercore.log.manifest import Manifest
+from hypercore.log.seek import Found
+from hypercore.plugins import open_storage
+from hypercore.proofs import BlockRequest, HashRequest, Proof, ProofRequest, SeekRequest, UpgradeRequest
+from hypercore.protocol.remote import Demand, RemotePeer
+from hypercore.replication import Hub, Peer
+from hypercore.session import Replication
+from hypercore.storage import Storage
+from hypercore.streams import WriteStream, read_blocks, read_bytes
+from hypercore.transport import ByteStream
+
+Durability = Literal["none", "flush", "always"]
+
+#: `update` gives up on a peer that claims to be longer but shows nothing for this long.
+SETTLING_SECONDS: Final = 10.0
+#: Events that a slow iterator may fall behind before it is told that it lost some.
+MOST_WAITING_EVENTS: Final = 10_000
+
+
+class AppendResult(NamedTuple):
+    """The log after an append: `length` in blocks and `byte_length`."""
+
+    length: int
+    byte_length: int
+
+
+class SeekResult(NamedTuple):
+    """Where a byte offset lies: block `index`, and `offset` bytes into it."""
+
+    index: int  # type: ignore[assignment]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """A core at a glance. Lengths are blocks unless they say bytes."""
+
+    key: bytes
+    discovery_key: bytes
+    length: int
+    byte_length: int
+    contiguous_length: int
+    stored_blocks: int
+    fork: int
+    padding: int
+    writable: bool
+    compat: bool
+    hash: str
+    warnings: tuple[str, ...]
+
+
+class Hypercore:
+    """A secure append-only log.
+
+    `storage` is an address (`./dir`, `memory:`, ...) or a `Storage`. With `key` (bytes, hex or z-base-32) the core of
+    that key is opened or, when the storage is empty, cloned. Without it a new writable core is made in an empty
+    storage. A manifest core is made unless `compat=True`.
+
+    `durability` says what an acknowledged append survives: "none" a crash of the process, "flush" the same plus, as
+    of the last checkpoint, a crash of the machine, "always" both, at once.
+
+    Use it with `async with`, or call `ready()` and `close()`.
+    """
+
+    def __init__(
+        self,
+        storage: str | Storage,
+        key: bytes | str | None = None,
+        *,
+        key_pair: KeyPair | None = None,
+        manifest: Manifest | None = None,
+        compat: bool = False,
+        create_if_missing: bool = True,
+        overwrite: bool = False,
+        read_only: bool = False,
+        value_encoding: str | Codec = "binary",
+        hash: Literal["blake2b", "blake3"] = "blake2b",  # noqa: A002 - the field's word
+        durability: Durability = "flush",
+        user_data: Mapping[str, bytes] | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        on_wait: Callable[[int], None] | None = None,
+    ) -> None:
+        if durability not in ("none", "flush", "always"):
+            raise OptionError(f"durability {durability!r} is unknown; there are none, flush and always")
+        self._address = storage
+        self._codec = codec_of(value_encoding)
+        self._key = decode_key(key) if key is not None else None
+        self._open_options: dict[str, Any] = {
+            "key_pair": key_pair,
+            "manifest": manifest,
+            "compat": compat,
+            "create_if_missing": create_if_missing,
+            "overwrite": overwrite,
+            "read_only": read_only,
+            "hash": hash,
+            "durability": durability,
+            "user_data": user_data,
+        }
+        self._wait = wait
+        self._timeout = timeout
+        self._on_wait = on_wait
+        self._storage: Storage | None = None
+        self._log: Log | None = None
+        self._hub: Hub | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._block_waiters: dict[int, list[asyncio.Future[None]]] = {}
+        self._state_waiters: list[asyncio.Future[None]] = []
+        self._replications: set[Replication] = set()
+        self._event_queues: list[asyncio.Queue[CoreEvent | None]] = []
+        self._extensions = Extensions()
+
+    # ---- opening and closing ----
+
+    async def ready(self) -> None:
+        """Open the core; the first call does it, later ones wait for the same opening."""
+        if self._log is not None:
+            return
+        if self._is_closed:
+            raise ClosedError("the core is closed")
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+        try:
+            await asyncio.shield(self._opening)
+        finally:
+            if self._opening is not None and self._opening.done() and self._log is None:
+                self._opening = None
+
+    async def _open(self) -> None:
+        owned = isinstance(self._address, str)
+        storage = open_storage(self._address)
+        try:
+            log = await Log.open(storage, key=self._key, **self._open_options)
+        except BaseException:
+            if owned:
+                await storage.aclose()
+            raise
+        self._storage, self._log = storage, log
+        self._hub = hub = Hub(log)
+        hub.on_change.append(self._changed)
+        hub.on_peer.append(self._peer_changed)
+        self._extensions.bind(hub)
+
+    async def close(self) -> None:
+        """End replication, close the log and give the storage back. Waiters get `ClosedError`. Twice is fine."""
+        if self._opening is not None and not self._opening.done():
+            await asyncio.wait([self._opening])
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._hub is not None:
+            self._hub.close()
+        self._wake_all()
+        for replication in list(self._replications):
+            await replication.aclose()
+        for queue in self._event_queues:
+            queue.put_nowait(None)
+        if self._log is not None:
+            await self._log.aclose()
+        if self._storage is not None:
+            await self._storage.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.ready()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        if self._log is None:
+            return f"<Hypercore {self._address!r} not open>"
+        state = "closed" if self._is_closed else "writable" if self.writable else "readable"
+        return f"<Hypercore {self.key.hex()[:8]} length={self.length} fork={self.fork} {state}>"
+
+    @property
+    def _opened(self) -> Log:
+        if self._log is None:
+            raise ClosedError("the core is not open yet: use `async with`, or await ready() first")
+        return self._log
+
+    @property
+    def hub(self) -> Hub:
+        """The core's side of replication; a swarm joins it."""
+        if self._hub is None:
+            raise ClosedError("the core is not open yet: use `async with`, or await ready() first")
+        return self._hub
+
+    def _check_open(self) -> Log:
+        if self._is_closed:
+            raise ClosedError("the core is closed")
+        return self._opened
+
+    # ---- what it is ----
+
+    @property
+    def key(self) -> bytes:
+        """The 32 bytes that name the core and that everything in it is verified against."""
+        if self._log is None and self._key is not None:
+            return self._key
+        return self._opened.key
+
+    @property
+    def id(self) -> str:
+        """The key as 52 letters of z-base-32."""
+        return encode_z32(self.key)
+
+    @property
+    def discovery_key(self) -> bytes:
+        """32 bytes to look for peers by; it does not give the key away."""
+        return discovery_key(self.key)
+
+    @property
+    def key_pair(self) -> KeyPair | None:
+        """The signing key pair when the secret key is here."""
+        return self._opened.key_pair
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Who may sign; None while a reader has not learned it."""
+        return self._opened.manifest
+
+    @property
+    def length(self) -> int:
+        """Blocks in the log, as far as it is verified."""
+        return self._opened.length
+
+    @property
+    def byte_length(self) -> int:
+        return self._opened.byte_length
+
+    @property
+    def contiguous_length(self) -> int:
+        """Blocks that are here from block 0 on without a gap."""
+        return self._opened.contiguous_length
+
+    @property
+    def fork(self) -> int:
+        """How often the writer rewrote history."""
+        return self._opened.fork
+
+    @property
+    def padding(self) -> int:
+        """Bytes at the head of each block that are not the program's; 0 without encryption."""
+        return 0
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        return tuple(self.hub.peers)
+
+    @property
+    def readable(self) -> bool:
+        return self._log is not None and not self._is_closed
+
+    @property
+    def writable(self) -> bool:
+        return self.readable and self._opened.writable
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    async def info(self) -> Info:
+        """A core at a glance."""
+        await self.ready()
+        log = self._check_open()
+        return Info(
+            key=log.key,
+            discovery_key=log.discovery_key,
+            length=log.length,
+            byte_length=log.byte_length,
+            contiguous_length=log.contiguous_length,
+            stored_blocks=log.bitfield.count(0, log.length),
+            fork=log.fork,
+            padding=self.padding,
+            writable=log.writable,
+            compat=log.is_compat,
+            hash=log.tree_hash_function.name,
+            warnings=(*log.warnings, *self.hub.warnings),
+        )
+
+    # ---- writing ----
+
+    async def append(self, block: Any) -> AppendResult:
+        """Append one block, or a list of blocks as one batch; all of it or nothing.
+
+        Raises `NotWritableError` without the secret key.
+        """
+        if self._log is None:
+            await self.ready()
+        if self._is_closed:
+            raise ClosedError("the core is closed")
+        encode = self._codec.encode
+        blocks = [encode(each) for each in block] if isinstance(block, (list, tuple)) else [encode(block)]
+        return AppendResult(*await self._opened.append(blocks))
+
+    async def truncate(self, length: int, *, fork: int | None = None) -> None:
+        """Cut the log to `length` blocks and sign it under a new fork number (the next one by default)."""
+        await self.ready()
+        await self._check_open().truncate(length, fork=fork)
+
+    async def clear(self, start: int, end: int | None = None) -> None:
+        """Free the room of blocks [start, end), or of block `start`; they can be downloaded again."""
+        await self.ready()
+        await self._check_open().clear(start, start + 1 if end is None else end)
+
+    def create_write_stream(self) -> WriteStream:
+        """A writer that appends in batches; use it with `async with`."""
+        return WriteStream(self)
+
+    async def set_user_data(self, key: str, value: bytes | None) -> None:
+        """Keep a few bytes beside the log, never replicated; None removes them."""
+        await self.ready()
+        await self._check_open().set_user_data(key, value)
+
+    async def get_user_data(self, key: str) -> bytes | None:
+        await self.ready()
+        return self._check_open().user_data.get(key)
+
+    # ---- reading ----
+
+    async def get(self, index: int, *, wait: bool | None = None, timeout: float | None = None) -> Any:
+        """Block `index`, verified and decoded.
+
+        A block that is not here is asked of the peers. Raises `BlockNotAvailableError` when nobody could deliver it
+        (no peer and no search for one) or with `wait=False`, `TimeoutError` after `timeout` seconds, `CorruptError`
+        when it is damaged here and nobody has it whole.
+        """
+        log = self._log
+        if log is None:
+            await self.ready()
+            log = self._opened
+        if self._is_closed:
+            raise ClosedError("the core is closed")
+        try:
+            block = await log.get(index)
+        except CorruptError:
+            if not (self._wait if wait is None else wait) or not self.hub.may_have_peers:
+                raise
+            block = None
+        if block is None:
+            block = await self._fetch(index, wait, timeout)
+        return block if self._codec is BINARY else self._codec.decode(block)
+
+    async def get_raw(self, index: int) -> bytes:
+        """Block `index` as it is stored, undecoded; waits as `get` does."""
+        await self.ready()
+        block = await self._check_open().get(index)
+        return block if block is not None else await self._fetch(index, None, None)
+
+    async def _fetch(self, index: int, wait: bool | None, timeout: float | None) -> bytes:
+        log, hub = self._opened, self.hub
+        if index < 0:
+            raise BlockIndexError(f"block {index}: an index is 0 or more")
+        if log.writable and index >= log.length:
+            raise BlockIndexError(f"block {index} does not exist yet: the log has {log.length} blocks")
+        if not (self._wait if wait is None else wait):
+            raise BlockNotAvailableError(f"block {index} is not stored here, and wait is off")
+        if self._on_wait is not None:
+            self._on_wait(index)
+        limit = self._timeout if timeout is None else timeout
+        hub.replicator.want_block(index)
+        hub.pump()
+        try:
+            async with asyncio.timeout(limit):
+                while True:
+                    if self._is_closed:
+                        raise ClosedError(f"the core was closed while block {index} was waited for")
+                    if log.has(index) and (block := await log.get(index)) is not None:
+                        return block
+                    if not hub.may_have_peers:
+                        raise BlockNotAvailableError(
+                            f"block {index} is not stored here, no peer is connected and none is being looked for"
+                        )
+                    await self._block_change(index)
+        except TimeoutError as error:
+            raise WaitTimeoutError(
+                f"block {index} did not come within {limit} seconds; {len(hub.peers)} peers are connected"
+            ) from error
+        finally:
+            hub.replicator.unwant_block(index)
+
+    async def _block_change(self, index: int) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        waiters = self._block_waiters.setdefault(index, [])
+        waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
+                if not waiters and self._block_waiters.get(index) is waiters:
+                    del self._block_waiters[index]
+
+    async def has(self, start: int, end: int | None = None) -> bool:
+        """Whether block `start`, or every block of [start, end), is stored here."""
+        await self.ready()
+        log = self._check_open()
+        return log.has(start) if end is None else log.bitfield.is_full(start, end)
+
+    async def seek(self, byte_offset: int, *, timeout: float | None = None) -> SeekResult:
+        """The block that holds `byte_offset`, asking peers for the sizes that are not known here.
+
+        The offset `byte_length` gives `(length, 0)`. Raises `BlockIndexError` past the end.
+        """
+        await self.ready()
+        log, hub = self._check_open(), self.hub
+        if byte_offset < 0 or (byte_offset > log.byte_length and (log.writable or not hub.may_have_peers)):
+            raise BlockIndexError(f"byte offset {byte_offset} is outside of the {log.byte_length} bytes of the log")
+        try:
+            async with asyncio.timeout(self._timeout if timeout is None else timeout):
+                while True:
+                    result = await log.seek(byte_offset, self.padding)
+                    if isinstance(result, Found):
+                        return SeekResult(result.index, result.offset)
+                    if not hub.may_have_peers:
+                        raise BlockNotAvailableError(
+                            f"byte offset {byte_offset} cannot be placed with what is stored here, and there is no peer"
+                        )
+                    if result.hash is None:
+                        await self._state_change()
+                    else:
+                        await self._demand(ProofRequest(log.fork, hash=result.hash, seek=result.seek))
+        except TimeoutError as error:
+            raise WaitTimeoutError(f"byte offset {byte_offset} was not found in time") from error
+
+    async def _demand(self, request: ProofRequest) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(_peer: RemotePeer | None, _proof: Proof | None) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        demand = Demand(request, done)
+        hub = self.hub
+        hub.replicator.add_demand(demand)
+        hub.pump()
+        state = asyncio.ensure_future(self._state_change())
+        try:
+            # A change of the peers (the last one left) must wake us too.
+            await asyncio.wait([waiter, state], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            state.cancel()
+            hub.replicator.remove_demand(demand)
+
+    async def tree_hash(self, length: int | None = None) -> bytes:
+        """The hash that the writer signs for the first `length` blocks (all by default), 32 bytes."""
+        await self.ready()
+        return await self._check_open().tree_hash(length)
+
+    async def proof(
+        self,
+        *,
+        block: BlockRequest | int | None = None,
+        hash: HashRequest | None = None,  # noqa: A002 - the field's word
+        seek: SeekRequest | None = None,
+        upgrade: UpgradeRequest | None = None,
+    ) -> Proof:
+        """A proof that another program can verify against the key. Raises `ProofRequestError`."""
+        await self.ready()
+        log = self._check_open()
+        wanted = BlockRequest(block, 0) if isinstance(block, int) else block
+        return await log.prove(ProofRequest(log.fork, wanted, hash, seek, upgrade))
+
+    def create_read_stream(
+        self,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        live: bool = False,
+        reverse: bool = False,
+        snapshot: bool = True,
+    ) -> AsyncIterator[Any]:
+        """Blocks of [start, end) in order, read ahead from the peers.
+
+        Without `end`: to the length at the start, or with `snapshot=False` to the length when that is reached, or with
+        `live=True` without end, each new block as it comes.
+        """
+        if start < 0 or (end is not None and end < start):
+            raise BlockIndexError(f"a stream from block {start} to {end} is no range")
+        if live and reverse:
+            raise OptionError("a live stream cannot be reversed")
+        return read_blocks(self, start=start, end=end, live=live, reverse=reverse, snapshot=snapshot)
+
+    def create_byte_stream(self, *, byte_offset: int = 0, byte_length: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes of the log from `byte_offset` on, at most `byte_length` of them, block by block."""
+        return read_bytes(self, byte_offset=byte_offset, byte_length=byte_length)
+
+    # ---- peers ----
+
+    async def update(self, *, wait: bool = True, timeout: float | None = None) -> bool:
+        """Learn the newest length that the peers can prove; whether the log changed.
+
+        With `wait` it first lets every search and every connection under way have its say; without peers and
+        searches it returns at once.
+        """
+        await self.ready()
+        log, hub = self._check_open(), self.hub
+        before = (log.fork, log.length)
+        try:
+            async with asyncio.timeout(timeout):
+                while wait and not hub.is_settled and not self._is_closed:
+                    try:
+                        async with asyncio.timeout(SETTLING_SECONDS):
+                            await self._state_change()
+                    except TimeoutError:
+                        break
+        except TimeoutError as error:
+            raise WaitTimeoutError(f"the peers did not answer within {timeout} seconds") from error
+        return (log.fork, log.length) != before
+
+    def download(
+        self,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        blocks: Iterable[int] | None = None,
+    ) -> Download:
+        """Fetch blocks [start, end), or `blocks`, from the peers; without `end` everything that ever comes."""
+        log = self._check_open()
+        if start < 0 or (end is not None and end < start):
+            raise BlockIndexError(f"a download from block {start} to {end} is no range")
+        return Download(log, self.hub, start=start, end=end, blocks=blocks)
+
+    def finding_peers(self) -> Callable[[], None]:
+        """Say that a search for peers is under way: waiters hold on until the returned function is called."""
+        hub = self.hub
+        hub.finding += 1
+        is_done = False
+
+        def done() -> None:
+            nonlocal is_done
+            if not is_done:
+                is_done = True
+                hub.finding -= 1
+                hub.changed()
+
+        return done
+
+    def replicate(
+        self,
+        stream: ByteStream | Replication | bool | None = None,
+        *,
+        initiator: bool | None = None,
+        key_pair: KeyPair | None = None,
+    ) -> Replication:
+        """Replicate with a peer.
+
+        `replicate(stream, initiator=...)` runs over a byte stream. `replicate(replication)` shares a connection that
+        already carries another core. `replicate(True)` or `replicate(initiator=False)` gives a `Replication` whose
+        `receive` and `send` carry the bytes over anything.
+        """
+        hub = self.hub
+        if self._is_closed:
+            raise ClosedError("the core is closed")
+        if isinstance(stream, Replication):
+            stream.add(hub)
+            return stream
+        if isinstance(stream, bool):
+            initiator, stream = stream, None
+        if initiator is None:
+            raise OptionError("say which side speaks first: initiator=True (by custom the one that dialled) or False")
+        outside: ByteStream | None = None
+        if stream is None:
+            stream, outside = stream_pair()
+        replication = Replication(stream, initiator=initiator, key_pair=key_pair, outside=outside)
+        replication.add(hub)
+        self._replications.add(replication)
+        replication.start_running().add_done_callback(lambda _task: self._replications.discard(replication))
+        return replication
+
+    def register_extension(self, name: str, on_message: Callable[[bytes, Peer], None] | None = None) -> Extension:
+        """Exchange the program's own messages with peers that registered the same name."""
+        return self._extensions.register(name, on_message)
+
+    async def events(self) -> AsyncIterator[CoreEvent]:
+        """What happens from now on, until the core is closed."""
+        await self.ready()
+        queue: asyncio.Queue[CoreEvent | None] = asyncio.Queue(MOST_WAITING_EVENTS)
+        self._event_queues.append(queue)
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._event_queues.remove(queue)
+
+    async def wait_for_length(self, length: int, *, live: bool = True) -> bool:
+        """Wait until the log has `length` blocks; False when the core was closed first.
+
+        Raises `BlockNotAvailableError` when it cannot grow: not writable, and no peer or search for one.
+        """
+        log, hub = self._check_open(), self.hub
+        while log.length < length:
+            if self._is_closed:
+                return False
+            if not (log.writable or hub.may_have_peers or (live and hub.sources)):
+                raise BlockNotAvailableError(
+                    f"the log has {log.length} blocks, no peer is connected and none is being looked for"
+                )
+            await self._state_change()
+        return True
+
+    async def wait_for_peers(self) -> bool:
+        """Wait until somebody may deliver; False when nobody is being looked for."""
+        hub = self.hub
+        while not hub.may_have_peers:
+            if self._is_closed or not hub.sources:
+                return False
+            await self._state_change()
+        return True
+
+    # ---- news from below ----
+
+    async def _state_change(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._state_waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._state_waiters:
+                self._state_waiters.remove(waiter)
+
+    def _changed(self, change: LogChange | None) -> None:
+        if change is None:
+            self._wake_state()
+            if self._hub is not None and not self._hub.may_have_peers:
+                self._wake_all()
+            return
+        if change.stored and self._block_waiters:
+            self._wake_blocks(change.stored)
+        if change.tree_changed:
+            self._wake_state()
+        if self._event_queues:
+            self._emit_change(change)
+
+    def _wake_blocks(self, stored: Sequence[tuple[int, int]]) -> None:
+        waiting = self._block_waiters
+        for start, end in stored:
+            if end - start < len(waiting):
+                indexes: Iterable[int] = [index for index in range(start, end) if index in waiting]
+            else:
+                indexes = [index for index in waiting if start <= index < end]
+            for index in indexes:
+                for waiter in waiting.pop(index):
+                    if not waiter.done():
+                        waiter.set_result(None)
+
+    def _wake_state(self) -> None:
+        waiters, self._state_waiters = self._state_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _wake_all(self) -> None:
+        self._wake_state()
+        waiting, self._block_waiters = self._block_waiters, {}
+        for waiters in waiting.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _emit(self, event: CoreEvent) -> None:
+        for queue in self._event_queues:
+            if queue.full():
+                queue.get_nowait()  # The oldest goes: a reader that far behind wants the present.
+            queue.put_nowait(event)
+
+    def _emit_change(self, change: LogChange) -> None:
+        log = self._opened
+        if change.kind in ("append", "upgrade"):
+            self._emit(Appended(log.length, log.byte_length))
+        elif change.kind in ("truncate", "reorg"):
+            self._emit(Truncated(log.length, log.fork))
+        if change.kind != "append":
+            for start, end in change.stored:
+                self._emit(Downloaded(start, end))
+
+    def _peer_changed(self, peer: Peer, is_added: bool) -> None:
+        if self._event_queues:
+            self._emit(PeerAdded(peer) if is_added else PeerRemoved(peer))

@@ -1,0 +1,502 @@
+"""What to ask of whom: one replicator for each core, over all its peers.
+
+Pure: it is told what peers say, what the local tree is and what time it is, and answers with what to ask next.
+It never reads storage, verifies nothing and sends nothing; the session above does. Rules: wire spec, sections
+5.2 to 5.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from hypercore.log.bitfield import Bitfield
+from hypercore.proofs import BlockRequest, Proof, ProofRequest, UpgradeRequest
+from hypercore.protocol import messages
+from hypercore.protocol.remote import Ask, AskKind, Demand, RemotePeer
+
+#: Requests in flight at one peer. The lower bound keeps the pipe full when blocks are large, the upper one is what
+#: other implementations hold over their fastest transport.
+FEWEST_ASKS: Final = 16
+MOST_ASKS: Final = 512
+#: Bytes of answers that may be on their way from one peer, by the average size of a block so far.
+ASKED_BYTES: Final = 8 * 1024 * 1024
+#: A peer that answered nothing for this long is asked no more for now, and others are asked instead.
+ANSWER_TIMEOUT_SECONDS: Final = 10.0
+#: After so many silent timeouts in a row the peer is given up.
+MOST_TIMEOUTS: Final = 3
+#: A block asked of one peer for this long may be asked of a second, idle one (hot swap).
+HOT_SWAP_SECONDS: Final = 0.5
+#: Wrong answers before the connection is ended.
+MOST_STRIKES: Final = 3
+#: Times a peer may clear itself of a wrong answer with a good proof of its whole tree.
+MOST_CONFLICT_CHECKS: Final = 2
+
+
+class LocalTree(Protocol):
+    """What the replicator needs to know of the own log."""
+
+    @property
+    def fork(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def byte_length(self) -> int: ...
+    @property
+    def bitfield(self) -> Bitfield: ...
+    @property
+    def has_manifest(self) -> bool: ...
+    @property
+    def needs_manifest(self) -> bool: ...
+
+
+@dataclass(slots=True, eq=False)
+class Download:
+    """Blocks that somebody wants: [start, end), or `blocks` out of it. `end` None follows the log as it grows."""
+
+    start: int
+    end: int | None
+    blocks: list[int] | None = None
+    tried: dict[int, None] = field(default_factory=dict)
+
+
+class Replicator:
+    """Decides what is asked of which peer."""
+
+    def __init__(self, local: LocalTree) -> None:
+        self._local = local
+        self.peers: list[RemotePeer] = []
+        self._gets: dict[int, int] = {}
+        #: Wanted blocks that are not in flight.
+        self._idle_gets: dict[int, None] = {}
+        self._downloads: list[Download] = []
+        self._demands: list[Demand] = []
+        self._asked: dict[int, list[RemotePeer]] = {}
+        self._upgrading: RemotePeer | None = None
+        self._forking: RemotePeer | None = None
+        #: Called when a peer is given up, with the reason.
+        self.on_give_up: Callable[[RemotePeer, str], None] | None = None
+
+    # ---- what is wanted ----
+
+    def want_block(self, index: int) -> None:
+        """Somebody waits for block `index`; counted, see `unwant_block`."""
+        self._gets[index] = self._gets.get(index, 0) + 1
+        if index not in self._asked:
+            self._idle_gets[index] = None
+
+    def unwant_block(self, index: int) -> None:
+        count = self._gets.get(index, 0) - 1
+        if count > 0:
+            self._gets[index] = count
+        else:
+            self._gets.pop(index, None)
+            self._idle_gets.pop(index, None)
+
+    def add_download(self, download: Download) -> None:
+        self._downloads.append(download)
+
+    def remove_download(self, download: Download) -> None:
+        if download in self._downloads:
+            self._downloads.remove(download)
+        for peer in self.peers:
+            peer.cursors.pop(download, None)
+
+    def add_demand(self, demand: Demand) -> None:
+        self._demands.append(demand)
+
+    def remove_demand(self, demand: Demand) -> None:
+        if demand in self._demands:
+            self._demands.remove(demand)
+
+    # ---- peers ----
+
+    def add_peer(self, peer: RemotePeer) -> None:
+        self.peers.append(peer)
+
+    def remove_peer(self, peer: RemotePeer) -> None:
+        """The peer is gone; what it was asked is asked of others."""
+        if peer not in self.peers:
+            return
+        self.peers.remove(peer)
+        for ask in list(peer.asks.values()):
+            self._release(peer, ask)
+            self._requeue(ask)
+            if ask.demand is not None:
+                self.refused(peer, ask)
+        if self._forking is peer:
+            self._forking = None
+        for demand in [each for each in self._demands if each.peer is peer]:
+            self._demands.remove(demand)
+            demand.done(None, None)
+
+    def settled(self, peer: RemotePeer) -> bool:
+        """Whether nothing more can be learned of the log's length from this peer right now."""
+        if peer.paused:
+            return True
+        if not peer.synced or peer is self._forking:
+            return False
+        if peer.fork > self._local.fork:
+            return peer.fork in peer.refused_forks or peer.length == 0
+        if peer.fork < self._local.fork or peer.length <= self._local.length:
+            return not (self._local.needs_manifest and peer.has_manifest and peer.length == 0 and peer.asks)
+        return not peer.can_upgrade and peer.acked_length == self._local.length
+
+    # ---- what peers say ----
+
+    def answered(self, peer: RemotePeer, data: messages.Data, now: float) -> Ask | None:
+        """The ask that `data` answers, now closed; None when nobody asked (drop it).
+
+        Raises `UnaskedPartError` when it answers something else than was asked.
+        """
+        ask = peer.asks.get(data.request_id)
+        if ask is None:
+            return None
+        peer.answered_at = now
+        peer.timeouts = 0
+        self._release(peer, ask)
+        proof, request = data.proof, ask.request
+        if not _fits(proof, request):
+            raise UnaskedPartError("the answer is not what was asked for")
+        return ask
+
+    def no_data(self, peer: RemotePeer, request_id: int, now: float) -> None:
+        """The peer cannot answer; ask elsewhere."""
+        ask = peer.asks.get(request_id)
+        if ask is None:
+            return
+        peer.answered_at = now
+        peer.timeouts = 0
+        self._release(peer, ask)
+        self.refused(peer, ask)
+
+    def refused(self, peer: RemotePeer, ask: Ask) -> None:
+        """An ask came to nothing: it was answered with noData, or with an answer that lacks the part asked for."""
+        self._requeue(ask)
+        if ask.index >= 0 and ask.kind is AskKind.BLOCK:
+            peer.lost(ask.index)
+        if ask.kind is AskKind.UPGRADE:
+            # Until the peer says something new it cannot prove the way.
+            peer.can_upgrade = False
+        if ask.kind is AskKind.FORK:
+            peer.refused_forks.add(ask.request.fork)
+            self._forking = None
+        if ask.demand is not None:
+            ask.demand.tried.add(peer)
+            if ask.demand.peer is peer:
+                ask.demand.done(peer, None)
+            else:
+                self._demands.insert(0, ask.demand)
+
+    def duplicates(self, ask: Ask, peer: RemotePeer) -> Iterator[tuple[RemotePeer, Ask]]:
+        """The asks of other peers that an answer to `ask` made pointless; they are closed."""
+        if ask.index < 0:
+            return
+        for other in list(self._asked.get(ask.index, ())):
+            if other is peer:
+                continue
+            for theirs in list(other.asks.values()):
+                if theirs.index == ask.index and theirs.kind is AskKind.BLOCK:
+                    self._release(other, theirs)
+                    yield other, theirs
+
+    def distrust(self, peer: RemotePeer, reason: str) -> None:
+        """The peer gave a wrong answer: ask it nothing more, except for a proof that clears it."""
+        peer.strikes += 1
+        peer.paused = True
+        for ask in list(peer.asks.values()):
+            self._release(peer, ask)
+            self.wrong(peer, ask)
+        if peer.strikes >= MOST_STRIKES and self.on_give_up is not None:
+            self.on_give_up(peer, reason)
+
+    def wrong(self, peer: RemotePeer, ask: Ask) -> None:
+        """What `ask` asked for is still wanted, from somebody else."""
+        self._requeue(ask)
+        if ask.demand is not None or ask.kind is AskKind.FORK:
+            self.refused(peer, ask)
+
+    def cleared(self, peer: RemotePeer) -> None:
+        """The peer proved that its tree is ours."""
+        peer.paused = False
+
+    def forked(self, peer: RemotePeer, *, followed: bool) -> None:
+        """The reorg begun with this peer has ended."""
+        if self._forking is peer:
+            self._forking = None
+        if not followed:
+            peer.refused_forks.add(peer.fork)
+
+    # ---- what to ask ----
+
+    def expire(self, now: float) -> list[tuple[RemotePeer, Ask]]:
+        """Asks that a silent peer did not answer in time; they are closed and may be asked elsewhere."""
+        expired: list[tuple[RemotePeer, Ask]] = []
+        for peer in list(self.peers):
+            if not peer.asks:
+                continue
+            first = min(ask.asked_at for ask in peer.asks.values())
+            if now - max(first, peer.answered_at) < ANSWER_TIMEOUT_SECONDS:
+                continue
+            peer.timeouts += 1
+            peer.answered_at = now
+            for ask in list(peer.asks.values()):
+                self._release(peer, ask)
+                self.wrong(peer, ask)
+                expired.append((peer, ask))
+            if peer.timeouts >= MOST_TIMEOUTS and self.on_give_up is not None:
+                self.on_give_up(peer, f"{peer.timeouts} requests in a row were never answered")
+        return expired
+
+    @property
+    def has_asks(self) -> bool:
+        """Whether anything is in flight, so that `expire` must be called from time to time."""
+        return any(peer.asks for peer in self.peers)
+
+    @property
+    def is_wanting(self) -> bool:
+        """Whether anything is wanted that is not here."""
+        return bool(self._gets or self._downloads or self._demands)
+
+    def next_asks(self, peer: RemotePeer, now: float) -> list[Ask]:
+        """What to ask of `peer` now; the asks are in flight from here on."""
+        asks: list[Ask] = []
+        if not peer.synced:
+            return asks
+        if peer.paused:
+            self._ask_for_conflict(peer, now, asks)
+            return asks
+        if not peer.uploading:
+            return asks
+        local = self._local
+        if peer.fork > local.fork:
+            self._ask_for_fork(peer, now, asks)
+            return asks
+        if peer.fork < local.fork:
+            return asks
+        self._ask_for_upgrade(peer, now, asks)
+        self._ask_for_demands(peer, now, asks)
+        room = self._window(peer) - len(peer.asks)
+        if room > 0 and (peer.length >= local.length or peer.provable):
+            for index in self._blocks_for(peer, room, now):
+                asks.append(self._ask_block(peer, index, now))
+        return asks
+
+    def _window(self, peer: RemotePeer) -> int:
+        if peer.timeouts:
+            return 1  # It has to show that it answers before it is trusted with more.
+        length = self._local.length
+        average = self._local.byte_length // length if length else 0
+        if average == 0:
+            return MOST_ASKS
+        return max(FEWEST_ASKS, min(MOST_ASKS, ASKED_BYTES // average))
+
+    def _blocks_for(self, peer: RemotePeer, room: int, now: float) -> list[int]:
+        local = self._local
+        limit = min(local.length, peer.length)
+        chosen: list[int] = []
+        have, asked = local.bitfield, self._asked
+        for index in self._idle_gets:
+            if len(chosen) >= room:
+                break
+            if index < limit and not have.get(index):
+                if peer.has(index):
+                    chosen.append(index)
+                    asked[index] = []
+                else:
+                    peer.want(index)
+        for index in chosen:
+            del self._idle_gets[index]
+        for download in self._downloads:
+            if len(chosen) >= room:
+                return chosen
+            self._from_download(download, peer, limit, room, chosen)
+        if not chosen and not peer.asks:
+            self._hot_swaps(peer, limit, room, now, chosen)
+        return chosen
+
+    def _from_download(self, download: Download, peer: RemotePeer, limit: int, room: int, chosen: list[int]) -> None:
+        have, asked = self._local.bitfield, self._asked
+        if download.blocks is not None:
+            for index in download.blocks:
+                if len(chosen) >= room:
+                    return
+                if index < limit and index not in asked and not have.get(index):
+                    if peer.has(index):
+                        chosen.append(index)
+                        asked[index] = []
+                    else:
+                        peer.want(index)
+            return
+        end = limit if download.end is None else min(limit, download.end)
+        cursor = max(download.start, peer.cursors.get(download, 0))
+        while len(chosen) < room:
+            index = have.first_unset(cursor, end)
+            if index is None:
+                cursor = end
+                break
+            if index in asked:
+                cursor = index + 1
+                continue
+            held = peer.first_held(index, end)
+            if held != index:
+                peer.want(index)
+            if held is None:
+                cursor = end
+                break
+            if held == index:
+                chosen.append(index)
+                asked[index] = []
+                cursor = index + 1
+            else:
+                cursor = held
+        peer.cursors[download] = cursor
+
+    def _hot_swaps(self, peer: RemotePeer, limit: int, room: int, now: float, chosen: list[int]) -> None:
+        # This peer is idle; the blocks that others are slow with are asked of it too, and the slower one is cancelled.
+        for other in self.peers:
+            if other is peer:
+                continue
+            for ask in other.asks.values():
+                if len(chosen) >= room:
+                    return
+                index = ask.index
+                if ask.kind is not AskKind.BLOCK or index >= limit or now - ask.asked_at < HOT_SWAP_SECONDS:
+                    continue
+                if len(self._asked.get(index, ())) == 1 and peer.has(index) and index not in chosen:
+                    chosen.append(index)
+
+    def _ask_block(self, peer: RemotePeer, index: int, now: float) -> Ask:
+        request = ProofRequest(self._local.fork, BlockRequest(index, 0))
+        priority = 1 if index in self._gets else 0
+        ask = Ask(peer.next_id, AskKind.BLOCK, request, index, priority, now)
+        peer.next_id += 1
+        peer.asks[ask.id] = ask
+        self._asked.setdefault(index, []).append(peer)
+        return ask
+
+    def _ask(
+        self, peer: RemotePeer, kind: AskKind, request: ProofRequest, now: float, demand: Demand | None = None
+    ) -> Ask:
+        ask = Ask(peer.next_id, kind, request, asked_at=now, demand=demand)
+        peer.next_id += 1
+        peer.asks[ask.id] = ask
+        return ask
+
+    def _ask_for_upgrade(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
+        local = self._local
+        wants_manifest = local.needs_manifest and peer.has_manifest
+        if peer.length <= local.length:
+            if wants_manifest and peer.length == 0 and not peer.asks:
+                asks.append(self._ask(peer, AskKind.MANIFEST, ProofRequest(local.fork, manifest=True), now))
+            return
+        if self._upgrading is not None or not peer.can_upgrade or peer.acked_length != local.length:
+            return
+        upgrade = UpgradeRequest(local.length, peer.length - local.length)
+        index = self._wanted_at(local.length)
+        block = BlockRequest(index, 0) if index is not None and peer.has(index) else None
+        request = ProofRequest(local.fork, block=block, upgrade=upgrade, manifest=wants_manifest)
+        ask = self._ask(peer, AskKind.UPGRADE, request, now)
+        if block is not None and index is not None:
+            # The first new block travels with the proof that makes it readable: one round trip less.
+            ask.index = index
+            self._asked.setdefault(index, []).append(peer)
+        self._upgrading = peer
+        asks.append(ask)
+
+    def _wanted_at(self, index: int) -> int | None:
+        if index in self._asked:
+            return None
+        if index in self._gets:
+            return index
+        for download in self._downloads:
+            if download.blocks is None and download.start <= index and (download.end is None or index < download.end):
+                return index
+        return None
+
+    def _ask_for_fork(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
+        if self._forking is not None:
+            if self._forking is peer:
+                self._ask_for_demands(peer, now, asks)
+            return
+        if peer.length == 0 or peer.fork in peer.refused_forks:
+            return
+        local = self._local
+        request = ProofRequest(
+            peer.fork,
+            upgrade=UpgradeRequest(0, peer.length),
+            manifest=local.needs_manifest and peer.has_manifest,
+        )
+        self._forking = peer
+        asks.append(self._ask(peer, AskKind.FORK, request, now))
+
+    def _ask_for_demands(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
+        for demand in list(self._demands):
+            if demand.peer is not None and demand.peer is not peer:
+                continue
+            if demand.peer is None:
+                needed = demand.request.upgrade
+                end = needed.start + needed.length if needed is not None else self._local.length
+                if peer in demand.tried or peer.length < end or (demand.request.seek is not None and not peer.seeks):
+                    continue
+            self._demands.remove(demand)
+            asks.append(self._ask(peer, AskKind.DEMAND, demand.request, now, demand))
+
+    def _ask_for_conflict(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
+        length = min(peer.length, self._local.length)
+        if peer.conflict_checks >= MOST_CONFLICT_CHECKS or 0 in peer.asks or not length:
+            return
+        if peer.fork != self._local.fork:
+            return
+        peer.conflict_checks += 1
+        request = ProofRequest(peer.fork, upgrade=UpgradeRequest(0, length))
+        ask = Ask(0, AskKind.CONFLICT, request, asked_at=now)
+        peer.asks[0] = ask
+        asks.append(ask)
+
+    def _release(self, peer: RemotePeer, ask: Ask) -> None:
+        peer.asks.pop(ask.id, None)
+        if ask.index >= 0:
+            peers = self._asked.get(ask.index)
+            if peers is not None:
+                if peer in peers:
+                    peers.remove(peer)
+                if not peers:
+                    del self._asked[ask.index]
+        if ask.kind is AskKind.UPGRADE and self._upgrading is peer:
+            self._upgrading = None
+
+    def _requeue(self, ask: Ask) -> None:
+        # The block must be found again, by every peer's cursor.
+        index = ask.index
+        if index < 0:
+            return
+        if index in self._gets and index not in self._asked:
+            self._idle_gets[index] = None
+        for peer in self.peers:
+            for download, cursor in peer.cursors.items():
+                if cursor > index:
+                    peer.cursors[download] = index
+
+
+class UnaskedPartError(Exception):
+    """An answer holds something that was not asked for."""
+
+
+def _fits(proof: Proof, request: ProofRequest) -> bool:
+    """Whether every part of the answer was asked for; a part that is missing is tolerated."""
+    if proof.fork != request.fork:
+        return False
+    block, hash_, seek, upgrade = proof.block, proof.hash, proof.seek, proof.upgrade
+    if block is not None and (request.block is None or block.index != request.block.index):
+        return False
+    if hash_ is not None and (request.hash is None or hash_.index != request.hash.index):
+        return False
+    if seek is not None and (request.seek is None or seek.byte_offset != request.seek.byte_offset):
+        return False
+    if upgrade is not None:
+        asked = request.upgrade
+        if asked is None or upgrade.start != asked.start or upgrade.length != asked.length:
+            return False
+    return proof.manifest is None or request.manifest

@@ -1,0 +1,564 @@
+"""One log and its peers: turns what peers say into engine calls, and what the engine did into messages.
+
+Shell floor, between the pure protocol and the log engine; the only place that knows both. It reads storage through
+the log and hands messages to channels; bytes and sockets are the session's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from hypercore.errors import (
+    BlockNotAvailableError,
+    CorruptError,
+    DecodeError,
+    HypercoreError,
+    ProofRequestError,
+    ProtocolError,
+    VerificationError,
+)
+from hypercore.log.engine import Log, LogChange
+from hypercore.proofs import BlockRequest, Proof, ProofRequest
+from hypercore.protocol import messages
+from hypercore.protocol.connection import Channel
+from hypercore.protocol.remote import WANT_REGION_BLOCKS, Ask, AskKind, Demand, RemotePeer
+from hypercore.protocol.replicator import Replicator, UnaskedPartError
+
+if TYPE_CHECKING:
+    from hypercore.session import Replication
+
+REASON_NOT_AVAILABLE: Final = 1
+REASON_INVALID_REQUEST: Final = 2
+
+#: Requests of one peer that wait for an answer; the next ones get noData. Others hold at most 512 in flight.
+MOST_WAITING_REQUESTS: Final = 1024
+#: `want` regions of one peer that wait for an answer; further ones are dropped, the peer asks again when it needs to.
+MOST_WAITING_WANTS: Final = 64
+#: Requests that cannot be answered by anyone (out of bounds) before the peer loses its connection.
+MOST_INVALID_REQUESTS: Final = 64
+#: Unasked proofs of a conflict that are looked at, one signature check each; later ones are dropped.
+MOST_CONFLICT_PROOFS: Final = 8
+#: Answers are made until so many bytes wait to be sent, so that a slow reader costs no more memory than this and
+#: one block.
+SEND_AHEAD_BYTES: Final = 1024 * 1024
+#: Announcements that wait to be sent before they are replaced by one that covers them all.
+MOST_WAITING_RANGES: Final = 256
+
+
+class Peer:
+    """One peer of one core, as a program sees it in `core.peers`."""
+
+    def __init__(self, hub: Hub, session: Replication, channel: Channel) -> None:
+        self._hub = hub
+        self._log = hub.log
+        self.session = session
+        self.channel = channel
+        self.remote = RemotePeer()
+        self.remote.seeks = channel.remote_seeks
+        self._requests: deque[messages.Request] = deque()
+        self._wants: dict[tuple[int, int, bool], None] = {}
+        self._ranges: list[messages.Range] = []
+        self._outbox: list[messages.Message] = []
+        self._sync_due = True
+        self._last_sync: messages.Sync | None = None
+        self._invalid_requests = 0
+        self._conflict_proofs = 0
+        self._reorg_waiter: asyncio.Future[Proof | None] | None = None
+        self.blocks_sent = 0
+        self.bytes_sent = 0
+        contiguous = hub.log.contiguous_length
+        if contiguous:
+            self._ranges.append(messages.Range(False, 0, contiguous))
+
+    # ---- what a program may ask ----
+
+    @property
+    def remote_public_key(self) -> bytes:
+        """The key that the peer proved in the handshake; it names the connection, not the core."""
+        return self.session.remote_public_key
+
+    @property
+    def remote_address(self) -> str:
+        return self.session.remote_address
+
+    @property
+    def remote_length(self) -> int:
+        """The length that the peer says it has; proven only once it was taken over."""
+        return self.remote.length
+
+    @property
+    def remote_fork(self) -> int:
+        return self.remote.fork
+
+    @property
+    def blocks_received(self) -> int:
+        return self.remote.blocks_received
+
+    @property
+    def bytes_received(self) -> int:
+        return self.remote.bytes_received
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.remote_public_key.hex()[:8]} {self.remote_address} length={self.remote.length}>"
+
+    # ---- incoming ----
+
+    async def receive(self, batch: Sequence[messages.Message]) -> None:
+        """Take messages in order. Data messages that follow each other become one commit."""
+        data: list[messages.Data] = []
+        for message in batch:
+            if type(message) is messages.Data:
+                data.append(message)
+                continue
+            if data:
+                await self._take_data(data)
+                data = []
+            await self._take(message)
+        if data:
+            await self._take_data(data)
+
+    async def _take(self, message: messages.Message) -> None:
+        remote, now = self.remote, self.session.now()
+        match message:
+            case messages.Request():
+                self._take_request(message)
+            case messages.Sync():
+                await self._take_sync(message)
+            case messages.Range(drop, start, length):
+                remote.take_range(start, length, drop=drop)
+                self._hub.pump()
+            case messages.Bitfield(start, words):
+                remote.take_bitfield(start, words)
+                self._hub.pump()
+            case messages.NoData(request_id, _reason):
+                self._hub.replicator.no_data(remote, request_id, now)
+                self._hub.pump()
+            case messages.Cancel(request_id):
+                self._requests = deque(each for each in self._requests if each.id != request_id)
+            case messages.Want(start, length, any_):
+                if len(self._wants) < MOST_WAITING_WANTS:
+                    self._wants[start, length, any_] = None
+            case messages.Extension(name, payload):
+                self._hub.take_extension(self, name, payload)
+            case _:
+                pass  # unwant: everything is announced anyway
+
+    def _take_request(self, request: messages.Request) -> None:
+        # A second request with an id that still waits takes its place.
+        if len(self._requests) >= MOST_WAITING_REQUESTS:
+            self._outbox.append(messages.NoData(request.id, REASON_NOT_AVAILABLE))
+            return
+        if request.priority and self._requests:
+            self._requests.appendleft(request)
+        else:
+            self._requests.append(request)
+
+    async def _take_sync(self, sync: messages.Sync) -> None:
+        log, remote = self._log, self.remote
+        changed = remote.take_sync(sync, local_fork=log.fork)
+        if sync.fork == log.fork:
+            remote.provable = remote.length >= log.length or await log.can_upgrade_from(remote.length)
+            if sync.length < log.length:
+                self._sync_due = True
+        if changed:
+            self._hub.changed()
+        self._hub.pump()
+
+    async def _take_data(self, batch: list[messages.Data]) -> None:
+        hub, remote, now = self._hub, self.remote, self.session.now()
+        replicator = hub.replicator
+        taken: list[tuple[Ask, Proof]] = []
+        for data in batch:
+            try:
+                ask = replicator.answered(remote, data, now)
+            except UnaskedPartError as error:
+                self._distrust(str(error))
+                continue
+            if ask is None:
+                if data.request_id == 0:
+                    await self._take_conflict(data.proof, asked=False)
+                continue
+            match ask.kind:
+                case AskKind.CONFLICT:
+                    await self._take_conflict(data.proof, asked=True)
+                case AskKind.FORK:
+                    self._begin_reorg(ask, data.proof)
+                case AskKind.DEMAND if ask.demand is not None and ask.demand.peer is not None:
+                    ask.demand.done(remote, data.proof)
+                case _:
+                    taken.append((ask, data.proof))
+                    if ask.index >= 0:
+                        for other, theirs in replicator.duplicates(ask, remote):
+                            if (slower := hub.find_peer(other)) is not None:
+                                slower.cancel(theirs)
+        if taken:
+            await self._apply(taken)
+        hub.pump()
+
+    async def _apply(self, taken: list[tuple[Ask, Proof]]) -> None:
+        hub, remote = self._hub, self.remote
+        replicator = hub.replicator
+        errors = await self._log.apply([proof for _, proof in taken])
+        for (ask, proof), error in zip(taken, errors, strict=True):
+            if error is not None:
+                replicator.wrong(remote, ask)
+                self._distrust(str(error))
+                continue
+            block = proof.block
+            if block is not None:
+                remote.blocks_received += 1
+                remote.bytes_received += len(block.value)
+            elif ask.kind is AskKind.BLOCK:
+                replicator.refused(remote, ask)
+            if ask.kind is AskKind.UPGRADE and proof.upgrade is None:
+                replicator.refused(remote, ask)
+            if ask.demand is not None:
+                ask.demand.done(remote, proof)
+
+    def _distrust(self, reason: str) -> None:
+        self._hub.replicator.distrust(self.remote, reason)
+        self._hub.changed()
+
+    async def _take_conflict(self, proof: Proof, *, asked: bool) -> None:
+        if proof.upgrade is None or proof.upgrade.start != 0:
+            return
+        if not asked:
+            self._conflict_proofs += 1
+            if self._conflict_proofs > MOST_CONFLICT_PROOFS:
+                return
+        try:
+            conflict = await self._log.conflicts(proof)
+        except HypercoreError:
+            return
+        if conflict:
+            self._hub.freeze(self)
+        elif asked:
+            self._hub.replicator.cleared(self.remote)
+
+    # ---- reorgs ----
+
+    def _begin_reorg(self, ask: Ask, proof: Proof) -> None:
+        if proof.upgrade is None:
+            self._hub.replicator.refused(self.remote, ask)
+            return
+        self.session.start(self._reorg(proof))
+
+    async def _reorg(self, proof: Proof) -> None:
+        hub, followed = self._hub, False
+        try:
+            reorg = self._log.begin_reorg(proof)
+            while (request := reorg.next_request()) is not None:
+                answer = await self._demand(request)
+                if answer is None:
+                    break
+                await reorg.receive(answer, self._log)
+            await self._log.commit_reorg(reorg)
+            followed = True
+        except (VerificationError, DecodeError) as error:
+            self._distrust(str(error))
+        finally:
+            hub.replicator.forked(self.remote, followed=followed)
+            hub.pump()
+
+    async def _demand(self, request: ProofRequest) -> Proof | None:
+        """Ask this very peer, and nobody else."""
+        waiter: asyncio.Future[Proof | None] = asyncio.get_running_loop().create_future()
+
+        def done(_peer: RemotePeer | None, answer: Proof | None) -> None:
+            if not waiter.done():
+                waiter.set_result(answer)
+
+        self._hub.replicator.add_demand(Demand(request, done, self.remote))
+        self._hub.pump()
+        return await waiter
+
+    # ---- outgoing ----
+
+    def cancel(self, ask: Ask) -> None:
+        """Tell the peer that an answer is not needed any more."""
+        self._outbox.append(messages.Cancel(ask.id))
+        self.session.wake()
+
+    def expire(self, now: float) -> None:
+        """Time has passed: take back what this core's peers left unanswered."""
+        if self._hub.replicator.has_asks:
+            for remote, ask in self._hub.replicator.expire(now):
+                peer = self._hub.find_peer(remote)
+                if peer is not None:
+                    peer.cancel(ask)
+
+    def send(self, message: messages.Message) -> None:
+        """Queue a message (an extension's) for the peer."""
+        self._outbox.append(message)
+        self.session.wake()
+
+    def take_change(self, change: LogChange) -> None:
+        """Announce what the log did."""
+        remote = self.remote
+        for start, end in change.dropped:
+            self._ranges.append(messages.Range(True, start, end - start))
+        for start, end in change.stored:
+            missing = start if start >= remote.prefix else min(end, remote.prefix)
+            if missing < end and not (end - missing == 1 and remote.has(missing)):
+                self._ranges.append(messages.Range(False, start, end - start))
+        if len(self._ranges) > MOST_WAITING_RANGES:
+            self._ranges = _covering(self._ranges, self._log)
+        if change.tree_changed:
+            self._sync_due = True
+        self.session.wake()
+
+    async def produce(self) -> bool:
+        """Queue what is due on the channel, up to the send-ahead bound; whether more is waiting."""
+        send, session = self.channel.send, self.session
+        if self._ranges or self._sync_due:
+            await self._announce()
+        for message in self._outbox:
+            send(message)
+        self._outbox.clear()
+        for region in self.remote.wants_to_send:
+            send(messages.Want(region * WANT_REGION_BLOCKS, WANT_REGION_BLOCKS))
+        self.remote.wants_to_send.clear()
+        await self._ask()
+        while self._wants and session.waiting_bytes < SEND_AHEAD_BYTES:
+            want = next(iter(self._wants))
+            del self._wants[want]
+            self._answer_want(*want)
+        while self._requests and session.waiting_bytes < SEND_AHEAD_BYTES:
+            await self._answer(self._requests.popleft())
+        return bool(self._requests or self._wants)
+
+    async def _announce(self) -> None:
+        send = self.channel.send
+        first = self._last_sync is None
+        ranges, self._ranges = self._ranges, []
+        due, self._sync_due = self._sync_due, False
+        if not first:
+            for message in ranges:
+                send(message)
+        if due:
+            sync = await self._compose_sync()
+            if sync != self._last_sync:
+                self._last_sync = sync
+                send(sync)
+        if first:
+            for message in ranges:
+                send(message)
+
+    async def _compose_sync(self) -> messages.Sync:
+        log, remote = self._log, self.remote
+        fork, length = log.fork, log.length
+        if not remote.synced:
+            can_upgrade, known = fork == 0, 0
+        elif remote.fork != fork:
+            can_upgrade, known = False, 0
+        else:
+            known = remote.length
+            can_upgrade = known == 0 or (known < length and await log.can_upgrade_from(known))
+        return messages.Sync(
+            fork=fork,
+            length=length,
+            remote_length=known,
+            can_upgrade=can_upgrade,
+            uploading=True,
+            downloading=True,
+            has_manifest=log.has_manifest,
+            allow_push=False,
+        )
+
+    async def _ask(self) -> None:
+        log, send = self._log, self.channel.send
+        for ask in self._hub.replicator.next_asks(self.remote, self.session.now()):
+            request = ask.request
+            if ask.kind is AskKind.BLOCK:
+                nodes = await log.missing_nodes(2 * ask.index)
+                if nodes:
+                    request = ProofRequest(request.fork, BlockRequest(ask.index, nodes))
+                    ask.request = request
+            send(messages.Request(ask.id, ask.priority, request))
+
+    # ---- serving ----
+
+    async def _answer(self, request: messages.Request) -> None:
+        """Wire spec, section 5.8."""
+        log, send, asked = self._log, self.channel.send, request.proof
+        if asked.fork != log.fork:
+            if asked.manifest and log.has_manifest:
+                send(messages.Data(request.id, Proof(asked.fork, manifest=log.encoded_manifest)))
+            else:
+                send(messages.NoData(request.id, REASON_NOT_AVAILABLE))
+            return
+        try:
+            proof = await log.prove(asked)
+        except BlockNotAvailableError:
+            self._not_available(request)
+        except CorruptError as error:
+            self._hub.warn(f"block {error.index} is damaged here and was not served: {error}")
+            self._not_available(request)
+        except ProofRequestError as error:
+            self._invalid_requests += 1
+            if self._invalid_requests >= MOST_INVALID_REQUESTS:
+                raise ProtocolError(f"{self._invalid_requests} requests that nobody can answer: {error}") from error
+            send(messages.NoData(request.id, REASON_INVALID_REQUEST))
+        else:
+            send(messages.Data(request.id, proof))
+            if proof.block is not None:
+                self.blocks_sent += 1
+                self.bytes_sent += len(proof.block.value)
+
+    def _not_available(self, request: messages.Request) -> None:
+        # The peer believes that we have the block; without the drop it would ask again at once.
+        if request.proof.block is not None:
+            self.channel.send(messages.Range(True, request.proof.block.index, 1))
+        self.channel.send(messages.NoData(request.id, REASON_NOT_AVAILABLE))
+
+    def _answer_want(self, start: int, length: int, any_: bool) -> None:
+        """Wire spec, section 5.3."""
+        log, send = self._log, self.channel.send
+        contiguous = log.contiguous_length
+        end = min(start + length, log.length)
+        if start >= end or length > WANT_REGION_BLOCKS:
+            return
+        if end <= contiguous:
+            send(messages.Range(False, 0, contiguous))
+            return
+        if any_:
+            found = log.bitfield.first_set(start, end)
+            if found is not None:
+                send(messages.Range(False, found, 1))
+            return
+        first = start - start % 32
+        last = -(-end // 32) * 32
+        while first < last:
+            stop = min(last, (first // WANT_REGION_BLOCKS + 1) * WANT_REGION_BLOCKS)
+            send(messages.Bitfield(first, log.bitfield.words(first, stop - first)))
+            first = stop
+
+
+class Hub:
+    """One log, its replicator, and the peers of all connections."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.replicator = Replicator(log)
+        self.replicator.on_give_up = self._give_up
+        self.peers: list[Peer] = []
+        self._by_remote: dict[RemotePeer, Peer] = {}
+        #: Connections on which the peer has not yet said whether it has this core, and when to stop waiting for it.
+        self.opening: dict[Replication, float] = {}
+        #: Swarms that look for peers of this core: while there is one, following live may wait without peers.
+        self.sources = 0
+        #: How many discoveries are still in their first round: while any is, nobody is told that there are no peers.
+        self.finding = 0
+        self.frozen = False
+        self.warnings: deque[str] = deque(maxlen=100)
+        #: Called after anything changed that a waiter may care for.
+        self.on_change: list[Callable[[LogChange | None], None]] = []
+        self.on_peer: list[Callable[[Peer, bool], None]] = []
+        self.on_extension: Callable[[Peer, str, bytes], None] | None = None
+        log.listeners.append(self._log_changed)
+
+    def close(self) -> None:
+        if self._log_changed in self.log.listeners:
+            self.log.listeners.remove(self._log_changed)
+        for peer in list(self.peers):
+            peer.session.close_channel(peer.channel)
+            self.detach(peer)
+
+    # ---- peers ----
+
+    def attach(self, session: Replication, channel: Channel) -> Peer:
+        """A channel for this core is open on both sides."""
+        peer = Peer(self, session, channel)
+        self.peers.append(peer)
+        self._by_remote[peer.remote] = peer
+        self.replicator.add_peer(peer.remote)
+        self.opening.pop(session, None)
+        for tell in self.on_peer:
+            tell(peer, True)
+        self.changed()
+        session.wake()
+        return peer
+
+    def detach(self, peer: Peer) -> None:
+        """The channel is closed."""
+        if peer not in self.peers:
+            return
+        self.peers.remove(peer)
+        self.replicator.remove_peer(peer.remote)
+        del self._by_remote[peer.remote]
+        for tell in self.on_peer:
+            tell(peer, False)
+        self.changed()
+        self.pump()
+
+    def find_peer(self, remote: RemotePeer) -> Peer | None:
+        return self._by_remote.get(remote)
+
+    def opening_ended(self, session: Replication) -> None:
+        """The peer of this connection does not have the core, or the connection is over."""
+        if self.opening.pop(session, None) is not None:
+            self.changed()
+
+    @property
+    def may_have_peers(self) -> bool:
+        """Whether somebody may still deliver: a peer, a connection being opened, a discovery under way."""
+        return bool(self.peers or self.opening or self.finding)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every peer has said all it has to say about the log's length."""
+        if self.opening or self.finding:
+            return False
+        return all(self.replicator.settled(each.remote) for each in self.peers)
+
+    def freeze(self, peer: Peer) -> None:
+        """The writer signed two histories: nothing may be replicated any more."""
+        self.frozen = True
+        self.warn(f"{peer} proved that two different histories were signed; replication has stopped")
+        for each in list(self.peers):
+            each.session.close_channel(each.channel)
+            self.detach(each)
+
+    def _give_up(self, remote: RemotePeer, reason: str) -> None:
+        peer = self._by_remote.get(remote)
+        if peer is not None:
+            self.warn(f"{peer} was given up: {reason}")
+            peer.session.fail(ProtocolError(reason))
+
+    # ---- news ----
+
+    def pump(self) -> None:
+        """Let every connection look for something to ask or say."""
+        for peer in self.peers:
+            peer.session.wake()
+
+    def changed(self, change: LogChange | None = None) -> None:
+        for tell in list(self.on_change):
+            tell(change)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def take_extension(self, peer: Peer, name: str, payload: bytes) -> None:
+        if self.on_extension is not None:
+            self.on_extension(peer, name, payload)
+
+    def _log_changed(self, change: LogChange) -> None:
+        for peer in self.peers:
+            peer.take_change(change)
+        self.changed(change)
+
+
+def _covering(ranges: list[messages.Range], log: Log) -> list[messages.Range]:
+    """Fewer announcements that say no less: all drops, then what is held now in whole runs."""
+    drops = [each for each in ranges if each.drop]
+    start = min((each.start for each in ranges if not each.drop), default=0)
+    runs = []
+    for first, count in log.bitfield.runs(start, log.length):
+        runs.append(messages.Range(False, first, count))
+        if len(runs) >= MOST_WAITING_RANGES // 2:
+            break
+    return drops[-MOST_WAITING_RANGES // 2 :] + runs

@@ -1,0 +1,389 @@
+"""One running connection: a byte stream, the pure protocol, and the cores that share them.
+
+Shell floor: asyncio glue. Two tasks a connection, because one task that both reads and writes deadlocks when both
+buffers are full: the reader turns bytes into events and hands them to the cores' peers, the writer lets the peers
+produce and sends. What to ask, and what to store, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, Self
+
+from hypercore.crypto import SECRET_STREAM_HEADER_SIZE, KeyPair, random_bytes
+from hypercore.errors import HypercoreError, OptionError, ProtocolError, StreamClosedError, TransportError
+from hypercore.protocol.connection import Channel, Connection
+from hypercore.protocol.events import (
+    ChannelClosed,
+    ChannelOffered,
+    ChannelOpened,
+    ChannelRejected,
+    Event,
+    HandshakeDone,
+    MessageReceived,
+    PeerFinished,
+)
+from hypercore.protocol.messages import Message
+from hypercore.replication import Hub, Peer
+from hypercore.transport import ByteStream
+
+#: How often time-outs are looked at; they are all of several seconds.
+TICK_SECONDS: Final = 0.5
+#: A peer that neither opens nor rejects a core for this long is not waited for any more.
+OPENING_SECONDS: Final = 10.0
+#: Times that we open a channel again which the peer closed while we still want blocks.
+MOST_REOPENS: Final = 8
+
+#: Looks up a core that a peer asks for by its discovery key.
+OnOffer = Callable[[bytes], Awaitable[Hub | None]]
+
+
+class Replication:
+    """A connection that replicates one or several cores over `stream`.
+
+    `initiator` is the side that speaks first; over TCP by custom the one that dialled. `key_pair` names this end of
+    the connection (a fresh one otherwise); it has nothing to do with the cores' keys. `on_offer` looks up cores that
+    the peer asks for and that were not added. `outside` is the other end of `stream` when its bytes are carried by
+    hand, with `receive` and `send`.
+    """
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        *,
+        initiator: bool,
+        key_pair: KeyPair | None = None,
+        on_offer: OnOffer | None = None,
+        outside: ByteStream | None = None,
+    ) -> None:
+        self._stream = stream
+        self._outside = outside
+        self.is_initiator = initiator
+        self._connection = Connection(
+            "initiator" if initiator else "responder",
+            key_pair or KeyPair.generate(),
+            ephemeral=KeyPair.generate(),
+            header=random_bytes(SECRET_STREAM_HEADER_SIZE),
+        )
+        self._on_offer = on_offer
+        self._hubs: dict[bytes, Hub] = {}
+        self._peers: dict[Channel, Peer] = {}
+        self._reopens: dict[bytes, int] = {}
+        self._is_open = False
+        self._is_awake = True
+        self._sleeper: asyncio.Future[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._ticker: asyncio.TimerHandle
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        #: Why the connection ended; None while it lives and after a clean end.
+        self.error: HypercoreError | None = None
+        self.is_closed = False
+
+    # ---- for programs ----
+
+    @property
+    def remote_public_key(self) -> bytes:
+        """The key that the peer proved, 32 bytes; empty before the handshake is done."""
+        return self._connection.remote_public_key or b""
+
+    @property
+    def remote_address(self) -> str:
+        return self._stream.remote_address
+
+    def add(self, hub: Hub) -> None:
+        """Replicate one more core over this connection."""
+        discovery_key = hub.log.discovery_key
+        if discovery_key in self._hubs:
+            return
+        self._hubs[discovery_key] = hub
+        if self.is_closed:
+            return
+        hub.opening[self] = self.now() + OPENING_SECONDS
+        if self._is_open:
+            self._connection.open_channel(hub.log.key)
+            self.wake()
+
+    def remove(self, hub: Hub) -> None:
+        """Stop replicating a core over this connection."""
+        self._hubs.pop(hub.log.discovery_key, None)
+        hub.opening.pop(self, None)
+        for channel, peer in list(self._peers.items()):
+            if channel.discovery_key == hub.log.discovery_key:
+                self.close_channel(channel)
+                hub.detach(peer)
+
+    async def opened(self) -> None:
+        """Return when the handshake is done; raise what ended the connection if it never was."""
+        await asyncio.shield(self._opened)
+
+    async def receive(self) -> bytes:
+        """Bytes for the peer, to be carried over anything; `b""` at the end. For a replication without a stream."""
+        return await self._outer.receive()
+
+    async def send(self, data: bytes) -> None:
+        """Bytes from the peer. For a replication without a stream."""
+        await self._outer.send(data)
+
+    @property
+    def _outer(self) -> ByteStream:
+        if self._outside is None:
+            raise OptionError("this replication runs over a byte stream of its own and carries no bytes by hand")
+        return self._outside
+
+    async def wait_closed(self) -> None:
+        """Return when the connection has ended; `error` says why."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def aclose(self) -> None:
+        """Send what is queued and close. Twice is fine."""
+        if not self.is_closed and self._connection.error is None:
+            self.is_closed = True
+            data = self._connection.data_to_send()
+            if data:
+                try:
+                    async with asyncio.timeout(1.0):
+                        await self._stream.send(data)
+                except (TransportError, TimeoutError):
+                    pass  # The peer is gone or stuck; closing is all that is left.
+        self.is_closed = True
+        await self._stream.aclose()
+        await self.wait_closed()
+
+    def start_running(self) -> asyncio.Task[None]:
+        """Run in a task of its own, which ends when the connection does and never raises."""
+        if self._task is None:
+            self._task = self._loop.create_task(self._run_quietly())
+        return self._task
+
+    async def __aenter__(self) -> Self:
+        self.start_running()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # ---- for the peers of this connection ----
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that are queued and not handed to the stream yet."""
+        return self._connection.buffered_bytes
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._is_awake = True
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the reader; it is cancelled with the connection."""
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            error = task.exception()
+            if isinstance(error, HypercoreError):
+                self.fail(error)
+            elif error is not None:
+                self._loop.call_exception_handler({"message": "a replication task failed", "exception": error})
+                self.fail(ProtocolError(f"an internal error: {error!r}"))
+
+    def close_channel(self, channel: Channel) -> None:
+        """Close one core's channel."""
+        self._peers.pop(channel, None)
+        channel.close()
+        self.wake()
+
+    def fail(self, error: HypercoreError) -> None:
+        """End the connection because of `error`."""
+        if self.error is None:
+            self.error = error
+        if not self.is_closed:
+            self.is_closed = True
+            self.start(self._stream.aclose())
+
+    # ---- the two tasks ----
+
+    async def _run_quietly(self) -> None:
+        try:
+            await self._run()
+        except HypercoreError as error:
+            if self.error is None and not (self.is_closed and isinstance(error, StreamClosedError)):
+                self.error = error
+        finally:
+            self.is_closed = True
+            await self._clean_up()
+
+    async def _run(self) -> None:
+        writer = self._loop.create_task(self._write())
+        self._ticker = self._loop.call_later(0, self._tick)
+        try:
+            await self._read()
+        finally:
+            self._ticker.cancel()
+            writer.cancel()
+            await asyncio.wait([writer])
+            if not writer.cancelled() and (error := writer.exception()) is not None and self.error is None:
+                if not isinstance(error, HypercoreError):
+                    raise error
+                if not (self.is_closed and isinstance(error, StreamClosedError)):
+                    self.error = error
+
+    async def _clean_up(self) -> None:
+        for channel, peer in list(self._peers.items()):
+            self._peers.pop(channel)
+            self._hubs[channel.discovery_key].detach(peer)
+        for hub in self._hubs.values():
+            hub.opening_ended(self)
+        await self._stream.aclose()
+        for task in list(self._background):
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        if not self._opened.done():
+            self._opened.set_exception(self.error or StreamClosedError("the connection ended before the handshake"))
+            self._opened.exception()  # Nobody need be waiting for it.
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK_SECONDS, self._tick)
+        now = self.now()
+        try:
+            self._connection.handle_timeout(now)
+        except ProtocolError as error:
+            self.fail(error)
+            return
+        for peer in list(self._peers.values()):
+            peer.expire(now)
+        for hub in self._hubs.values():
+            if hub.opening.get(self, now) < now:
+                hub.opening_ended(self)
+        self.wake()
+
+    async def _read(self) -> None:
+        connection, receive = self._connection, self._stream.receive
+        while True:
+            data = await receive()
+            try:
+                if data:
+                    connection.receive_data(data)
+                else:
+                    connection.receive_eof()
+            finally:
+                # What came before an error still counts.
+                finished = await self._take_events(connection.events())
+            self.wake()
+            if finished or not data:
+                await self._flush()
+                return
+
+    async def _take_events(self, events: list[Event]) -> bool:
+        finished = False
+        channel: Channel | None = None
+        batch: list[Message] = []
+        for event in events:
+            if type(event) is MessageReceived:
+                if event.channel is not channel:
+                    await self._hand_over(channel, batch)
+                    channel, batch = event.channel, []
+                batch.append(event.message)
+                continue
+            await self._hand_over(channel, batch)
+            channel, batch = None, []
+            finished |= await self._take_event(event)
+        await self._hand_over(channel, batch)
+        return finished
+
+    async def _hand_over(self, channel: Channel | None, batch: list[Message]) -> None:
+        if channel is not None and batch and (peer := self._peers.get(channel)) is not None:
+            await peer.receive(batch)
+
+    async def _take_event(self, event: Event) -> bool:
+        match event:
+            case HandshakeDone():
+                self._is_open = True
+                for known in self._hubs.values():
+                    self._connection.open_channel(known.log.key)
+                if not self._opened.done():
+                    self._opened.set_result(None)
+            case ChannelOffered(discovery_key):
+                await self._channel_offered(discovery_key)
+            case ChannelOpened(channel):
+                self._channel_opened(channel)
+            case ChannelClosed(channel):
+                self._channel_closed(channel)
+            case ChannelRejected(channel):
+                if (hub := self._hubs.get(channel.discovery_key)) is not None:
+                    hub.opening_ended(self)
+            case PeerFinished():
+                return True
+            case MessageReceived():
+                pass  # Handed over in batches.
+        return False
+
+    async def _channel_offered(self, discovery_key: bytes) -> None:
+        hub = self._hubs.get(discovery_key)
+        if hub is None and self._on_offer is not None:
+            hub = await self._on_offer(discovery_key)
+        if hub is None or hub.frozen:
+            self._connection.reject(discovery_key)
+        else:
+            self._hubs[discovery_key] = hub
+            self._connection.open_channel(hub.log.key)
+
+    def _channel_opened(self, channel: Channel) -> None:
+        hub = self._hubs.get(channel.discovery_key)
+        if hub is None or hub.frozen:
+            channel.close()
+        else:
+            self._peers[channel] = hub.attach(self, channel)
+
+    def _channel_closed(self, channel: Channel) -> None:
+        peer = self._peers.pop(channel, None)
+        hub = self._hubs.get(channel.discovery_key)
+        if peer is None or hub is None:
+            return
+        hub.detach(peer)
+        reopens = self._reopens.get(channel.discovery_key, 0)
+        if hub.replicator.is_wanting and not hub.frozen and reopens < MOST_REOPENS:
+            self._reopens[channel.discovery_key] = reopens + 1
+            self._connection.open_channel(hub.log.key)
+
+    async def _write(self) -> None:
+        connection, send = self._connection, self._stream.send
+        try:
+            while True:
+                if not self._is_awake:
+                    self._sleeper = self._loop.create_future()
+                    await self._sleeper
+                self._is_awake = False
+                more = False
+                for peer in list(self._peers.values()):
+                    more |= await peer.produce()
+                if more:
+                    self._is_awake = True
+                data = connection.data_to_send()
+                if data:
+                    await send(data)
+        except HypercoreError as error:
+            # The reader waits on the stream and would not notice.
+            self.fail(error)
+            raise
+
+    async def _flush(self) -> None:
+        data = self._connection.data_to_send()
+        if data and not self.is_closed:
+            # The peer may have left without waiting for our last words.
+            with contextlib.suppress(TransportError):
+                await self._stream.send(data)

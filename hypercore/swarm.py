@@ -1,0 +1,283 @@
+"""A swarm: connections to peers over any transports, for any number of cores.
+
+Shell floor: listens, dials, tries again with back-off, keeps one connection a peer, and gives every connection all the
+cores that were joined. What flows over a connection is the session's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from hypercore.crypto import KeyPair
+from hypercore.errors import ClosedError, HypercoreError, TransportError
+from hypercore.plugins import open_transport
+from hypercore.replication import Hub
+from hypercore.session import Replication
+from hypercore.transport import ByteStream, Listener, Transport
+
+if TYPE_CHECKING:
+    from hypercore.core import Hypercore
+
+#: Wait before a peer is dialled again: the first time, and at most. Doubled each time, with jitter, so that many
+#: readers do not come back to a restarted writer in one moment.
+FIRST_RETRY_SECONDS: Final = 0.2
+LAST_RETRY_SECONDS: Final = 30.0
+#: A connection that lived this long was a good one: the next dial starts with the first wait again.
+GOOD_CONNECTION_SECONDS: Final = 5.0
+#: Connections at once; further ones are closed as they come.
+MOST_CONNECTIONS: Final = 256
+
+
+class Swarm:
+    """Finds and keeps connections.
+
+    `addresses` are listened on: `tcp://0.0.0.0:4977`, `tcp://[::1]:0`, `pipe:name`. `peers` are dialled and, when the
+    connection ends, dialled again. `key_pair` names this program to its peers (a fresh one otherwise).
+
+        async with Hypercore("./reader", key) as core, Swarm(peers=["tcp://writer.local:4977"]) as swarm:
+            swarm.join(core)
+            await core.update()
+    """
+
+    def __init__(
+        self,
+        *addresses: str,
+        peers: Iterable[str] = (),
+        key_pair: KeyPair | None = None,
+        most_connections: int = MOST_CONNECTIONS,
+    ) -> None:
+        self._listen_addresses = addresses
+        self._peer_addresses = tuple(peers)
+        self._key_pair = key_pair or KeyPair.generate()
+        self._most_connections = most_connections
+        self._transports: dict[str, Transport] = {}
+        self._listeners: list[Listener] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._replications: set[Replication] = set()
+        self._by_remote: dict[bytes, Replication] = {}
+        self._hubs: dict[bytes, Hub] = {}
+        self._served: set[bytes] = set()
+        self._finding: dict[bytes, int] = {}
+        self._first_dials = 0
+        self._flushed = asyncio.Event()
+        self._started = False
+        self._destroyed = False
+        #: The last error of each address that is dialled, until it works.
+        self.dial_errors: dict[str, HypercoreError] = {}
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Listen and begin to dial; `async with` does it. Raises `TransportError` when an address is not to be had."""
+        if self._destroyed:
+            raise ClosedError("the swarm is destroyed")
+        if self._started:
+            return
+        self._started = True
+        try:
+            for address in self._listen_addresses:
+                listener = await self._transport(address).listen(address)
+                self._listeners.append(listener)
+        except BaseException:
+            await self.destroy()
+            raise
+        for listener in self._listeners:
+            self._spawn(self._accept(listener))
+        self._first_dials = len(self._peer_addresses)
+        self._end_first_round()
+        for address in self._peer_addresses:
+            self._spawn(self._keep_dialling(address))
+
+    async def destroy(self) -> None:
+        """Close everything. Twice is fine."""
+        self._destroyed = True
+        for listener in self._listeners:
+            await listener.aclose()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for replication in list(self._replications):
+            await replication.aclose()
+        for hub in list(self._hubs.values()):
+            self._leave(hub)
+        for transport in self._transports.values():
+            await transport.aclose()
+        self._first_dials = 0
+        self._end_first_round()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.destroy()
+
+    # ---- cores ----
+
+    def join(self, core: Hypercore, *, server: bool = True, client: bool = True) -> None:
+        """Replicate `core` over every connection, present and future; the core must be open.
+
+        `server` accepts it from peers that ask for it, `client` asks peers for it. Until the first round of dialling
+        is over the core's `update` and `get` hold on.
+        """
+        if self._destroyed:
+            raise ClosedError("the swarm is destroyed")
+        hub = core.hub
+        topic = core.discovery_key
+        if topic in self._hubs:
+            return
+        self._hubs[topic] = hub
+        hub.sources += 1
+        if server:
+            self._served.add(topic)
+        if client:
+            if self._first_dials:
+                hub.finding += 1
+                self._finding[topic] = 1
+            for replication in self._replications:
+                replication.add(hub)
+
+    def leave(self, core: Hypercore) -> None:
+        """Replicate `core` no longer."""
+        hub = self._hubs.get(core.discovery_key)
+        if hub is not None:
+            self._leave(hub)
+            for replication in self._replications:
+                replication.remove(hub)
+
+    def _leave(self, hub: Hub) -> None:
+        topic = hub.log.discovery_key
+        if self._hubs.pop(topic, None) is None:
+            return
+        self._served.discard(topic)
+        hub.sources -= 1
+        hub.finding -= self._finding.pop(topic, 0)
+        hub.changed()
+
+    # ---- what is going on ----
+
+    @property
+    def public_key(self) -> bytes:
+        """The key by which peers know this program."""
+        return self._key_pair.public_key
+
+    @property
+    def addresses(self) -> list[str]:
+        """What peers may dial, with real port numbers."""
+        return [address for listener in self._listeners for address in listener.addresses]
+
+    def connections(self) -> list[Replication]:
+        """The connections whose handshake is done."""
+        return [each for each in self._replications if each.remote_public_key and not each.is_closed]
+
+    async def flush(self) -> None:
+        """Return when every address was dialled once, with or without success."""
+        await self._flushed.wait()
+
+    # ---- work ----
+
+    def _transport(self, address: str) -> Transport:
+        scheme = address.partition(":")[0]
+        if scheme not in self._transports:
+            self._transports[scheme] = open_transport(address)
+        return self._transports[scheme]
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listener: Listener) -> None:
+        async for stream in listener:
+            if len(self._replications) >= self._most_connections:
+                await stream.aclose()
+                continue
+            self._run(stream, initiator=False)
+
+    async def _keep_dialling(self, address: str) -> None:
+        transport = self._transport(address)
+        wait_seconds = FIRST_RETRY_SECONDS
+        is_first = True
+        loop = asyncio.get_running_loop()
+        while not self._destroyed:
+            began = loop.time()
+            try:
+                replication = self._run(await transport.connect(address), initiator=True)
+            except TransportError as error:
+                self.dial_errors[address] = error
+                replication = None
+            if replication is not None:
+                try:
+                    await replication.opened()
+                    self.dial_errors.pop(address, None)
+                except HypercoreError as error:
+                    self.dial_errors[address] = error
+            if is_first:
+                is_first = False
+                self._first_dials -= 1
+                self._end_first_round()
+            if replication is not None:
+                await replication.wait_closed()
+                if loop.time() - began > GOOD_CONNECTION_SECONDS:
+                    wait_seconds = FIRST_RETRY_SECONDS
+            await asyncio.sleep(wait_seconds * random.uniform(0.5, 1.5))
+            wait_seconds = min(2 * wait_seconds, LAST_RETRY_SECONDS)
+
+    def _end_first_round(self) -> None:
+        if self._first_dials > 0:
+            return
+        self._flushed.set()
+        for topic, count in self._finding.items():
+            hub = self._hubs[topic]
+            hub.finding -= count
+            hub.changed()
+        self._finding.clear()
+
+    def _run(self, stream: ByteStream, *, initiator: bool) -> Replication:
+        replication = Replication(stream, initiator=initiator, key_pair=self._key_pair, on_offer=self._offered)
+        self._replications.add(replication)
+        for hub in self._hubs.values():
+            replication.add(hub)
+        replication.start_running()
+        self._spawn(self._watch(replication))
+        return replication
+
+    async def _watch(self, replication: Replication) -> None:
+        try:
+            await replication.opened()
+            await self._keep_one(replication)
+            await replication.wait_closed()
+        except HypercoreError:
+            pass  # It never opened; whoever dialled has the reason.
+        finally:
+            self._replications.discard(replication)
+            remote = replication.remote_public_key
+            if self._by_remote.get(remote) is replication:
+                del self._by_remote[remote]
+
+    async def _keep_one(self, replication: Replication) -> None:
+        """Of two connections to one peer both sides keep the one that the smaller public key dialled."""
+        remote = replication.remote_public_key
+        if remote == self.public_key:
+            await replication.aclose()
+            return
+        other = self._by_remote.get(remote)
+        if other is None or other.is_closed:
+            self._by_remote[remote] = replication
+            return
+        we_are_smaller = self.public_key < remote
+        if replication.is_initiator == we_are_smaller and other.is_initiator != we_are_smaller:
+            self._by_remote[remote] = replication
+            await other.aclose()
+        else:
+            await replication.aclose()
+
+    async def _offered(self, discovery_key: bytes) -> Hub | None:
+        return self._hubs.get(discovery_key) if discovery_key in self._served else None
