@@ -27,6 +27,12 @@ def parent(index: int) -> int:
     return index - bit if index & (bit << 1) else index + bit
 
 
+def ancestor(index: int, steps: int) -> int:
+    """The node `steps` levels above."""
+    level = depth(index)
+    return node_index(level + steps, index >> (level + steps + 1))
+
+
 def sibling(index: int) -> int:
     bit = (~index & (index + 1)) << 1
     return index - bit if index & bit else index + bit
@@ -64,11 +70,34 @@ def leaf_count(index: int) -> int:
 
 def full_roots(length: int) -> list[int]:
     """The roots of a tree of `length` blocks, from the left."""
-    roots = []
-    start = 0
-    while length:
-        size = 1 << (length.bit_length() - 1)
-        roots.append(2 * start + size - 1)
+    return growth(0, length)
+
+
+def growth(start: int, end: int) -> list[int]:
+    """The subtrees, from the left, that take a tree of `start` blocks to `end` blocks.
+
+    Each is as large as its place allows: the nodes of an upgrade proof. From 0 they are the full roots.
+    """
+    indexes = []
+    while start < end:
+        size = 1 << ((end - start).bit_length() - 1)
+        if start:
+            size = min(size, start & -start)
+        indexes.append(2 * start + size - 1)
         start += size
-        length -= size
-    return roots
+    return indexes
+
+
+def path(index: int, top: int) -> list[int]:
+    """The siblings that lead from node `index` up to its ancestor `top`, lowest first."""
+    siblings = []
+    bit = ~index & (index + 1)  # 2^depth, kept up to date on the way
+    while index != top:
+        if index & (bit << 1):
+            siblings.append(index - (bit << 1))
+            index -= bit
+        else:
+            siblings.append(index + (bit << 1))
+            index += bit
+        bit <<= 1
+    return siblings

@@ -1,14 +1,23 @@
-"""Growing a Merkle tree: from roots and new blocks to new roots and new nodes (disk spec, section 6.4).
+"""Growing a Merkle tree: from roots and new blocks or nodes to new roots (disk spec, section 6.4).
 
 Pure. Knows nodes and hashes, not where they are stored or who signs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from hypercore.crypto import TreeHash
+from hypercore.log import flat_tree
 from hypercore.proofs import Node
+
+
+class NodeSource(Protocol):
+    """Where the nodes of one tree are looked up, many at once so that a far storage can pipeline."""
+
+    async def nodes(self, indexes: Sequence[int]) -> Sequence[Node | None]:
+        """The node of each index, in the same order; None where it is not stored."""
 
 
 def parent_node(left: Node, right: Node, tree_hash: TreeHash) -> Node:
@@ -43,3 +52,26 @@ def append_blocks(
 def byte_length(roots: Iterable[Node]) -> int:
     """Bytes of all blocks below the roots."""
     return sum(root.size for root in roots)
+
+
+def push_root(roots: list[Node], node: Node, tree_hash: TreeHash) -> list[Node]:
+    """Put `node` behind the last root, and merge siblings until none are left. Gives the parents made, lowest first."""
+    made = []
+    while roots and flat_tree.sibling(node.index) == roots[-1].index:
+        node = parent_node(roots.pop(), node, tree_hash)
+        made.append(node)
+    roots.append(node)
+    return made
+
+
+def grow(
+    roots: Sequence[Node], length: int, new_length: int, nodes: Mapping[int, Node], tree_hash: TreeHash
+) -> list[Node] | None:
+    """The roots of a tree of `length` blocks grown to `new_length` with nodes given by index; None if one lacks."""
+    grown = list(roots)
+    for index in flat_tree.growth(length, new_length):
+        node = nodes.get(index)
+        if node is None:
+            return None
+        push_root(grown, node, tree_hash)
+    return grown

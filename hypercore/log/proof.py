@@ -1,22 +1,49 @@
-"""Building and verifying proofs (wire spec, section 6). Pure."""
+"""Proofs: what a server shows and what a reader makes of it (wire spec, section 6).
+
+Pure. Knows the nodes that a `NodeSource` looks up, hashes and signatures; not files, peers or messages.
+
+A server calls `build_proof`. A reader checks that the answer is to what it asked (the proofs do not know), then
+`verify_proof`, which needs no storage, then `settle`, which compares with what is stored and gives the nodes to
+store. Between `settle` and the commit the tree must not shrink or change its fork.
+
+On sizes (6.9): a node's hash commits to its size, but only who can compute the hash can tell. Two siblings that are
+both merely given can have bytes shifted between them, and nothing else can be forged: a parent's hash vouches for
+the sum, so one true size makes the other true. Such pairs are `provisional`. They never replace stored nodes, they
+are true as soon as anything below one of them is known (`settle` sees to it), and so they never have children here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from itertools import islice
+from typing import Final, NamedTuple
 
-from hypercore.log.manifest import Authority
-from hypercore.proofs import Node, Proof, ProofRequest
+from hypercore.encoding import MAX_SAFE_INTEGER
+from hypercore.errors import ProofRequestError, StaleProofError, VerificationError
+from hypercore.log import flat_tree
+from hypercore.log.manifest import Authority, decode_manifest
+from hypercore.log.merkle import NodeSource as NodeSource
+from hypercore.log.merkle import parent_node
+from hypercore.log.seek import byte_offset, held_nodes, seek_target, unpadded_size
+from hypercore.proofs import (
+    BlockProof,
+    HashProof,
+    Node,
+    Proof,
+    ProofRequest,
+    SeekProof,
+    SeekRequest,
+    UpgradeProof,
+    UpgradeRequest,
+)
+
+#: A path has at most 53 levels and an upgrade at most two paths.
+MAX_PROOF_NODES: Final = 128
+#: Twice the length is a leaf's index, and must still be a safe number.
+MAX_LENGTH: Final = 2**52
 
 
-class NodeSource(Protocol):
-    """Where stored nodes are looked up, many at once."""
-
-    async def nodes(self, indexes: Sequence[int]) -> Sequence[Node | None]: ...
-
-
-async def missing_nodes(source: NodeSource, tree_index: int, length: int) -> int:
-    raise NotImplementedError
+# ---- building -------------------------------------------------------------------------------------
 
 
 async def build_proof(
@@ -30,11 +57,184 @@ async def build_proof(
     prologue_length: int = 0,
     manifest: bytes | None = None,
 ) -> Proof:
-    """Raises ProofRequestError (bounds), ProofNotHeldError (a subclass: nodes missing here)."""
-    raise NotImplementedError
+    """The answer to `request` from a tree of `length` blocks, signed with `signature`.
+
+    `block` is the value of the block that is asked for; `manifest` is the encoded manifest, None for a compat core.
+    An upgrade that starts inside the prologue is answered from 0 to the prologue's end. Costs one look-up, and one
+    for each level that a seek descends. Wire spec, section 6.6.
+
+    Raises `ProofRequestError` for bounds and contradictions, and its subclass `ProofNotHeldError` when the request
+    is sound but nodes are missing here.
+    """
+    if request.fork != fork:
+        raise ProofRequestError(f"a proof on fork {request.fork} is asked for, this tree has fork {fork}")
+    wanted = request.block
+    if wanted is not None and block is None:
+        raise ProofRequestError(f"block {wanted.index} is asked for and its value is not here")
+    if not request.manifest:
+        manifest = None
+    if not length:
+        return Proof(fork, manifest=manifest)
+    if wanted is not None and block is not None and request.upgrade is None and request.seek is None:
+        nodes = await held_nodes(source, _climb_indexes(2 * wanted.index, wanted.nodes, 2 * length))
+        return Proof(fork, BlockProof(wanted.index, block, nodes), None, None, None, manifest)
+
+    plan = await _plan(source, request, length, prologue_length)
+    found = iter(await held_nodes(source, [index for indexes in plan.lists for index in indexes]))
+    path, seek_nodes, upgrade_nodes, additional = (tuple(islice(found, len(indexes))) for indexes in plan.lists)
+    return Proof(
+        fork,
+        block=BlockProof(wanted.index, block, path) if wanted is not None and block is not None else None,
+        hash=HashProof(request.hash.index, path) if wanted is None and request.hash is not None else None,
+        seek=SeekProof(request.seek.byte_offset, seek_nodes) if request.seek is not None and seek_nodes else None,
+        upgrade=plan.upgrade and UpgradeProof(*plan.upgrade, upgrade_nodes, additional, signature),
+        manifest=manifest,
+    )
+
+
+class _Plan(NamedTuple):
+    """The indexes to look up: of the block or hash part, the seek part, the upgrade's nodes, its additional nodes."""
+
+    lists: tuple[list[int], list[int], list[int], list[int]]
+    upgrade: UpgradeRequest | None
+
+
+async def _plan(source: NodeSource, request: ProofRequest, length: int, prologue_length: int) -> _Plan:
+    first: int | None = None
+    steps = 0
+    if request.block is not None:
+        first, steps = 2 * request.block.index, request.block.nodes
+    elif request.hash is not None:
+        first, steps = request.hash
+    start, end = _upgrade_span(request.upgrade, length, prologue_length)
+    path: list[int] = []
+    seek_path: list[int] = []
+    target: int | None = None  # The node whose path runs into the upgrade's nodes.
+    if first is not None and (request.upgrade is None or flat_tree.right_span(first) < 2 * start):
+        path = _climb_indexes(first, steps, 2 * end)
+        if request.seek is not None:
+            top = flat_tree.ancestor(first, steps)
+            sought = await _target_below(source, request.seek, top, length)
+            path, seek_path = _detour(path, sought)
+    elif first is not None:
+        if flat_tree.left_span(first) < 2 * start or flat_tree.right_span(first) >= 2 * end:
+            raise ProofRequestError(f"tree node {first} is not inside the upgrade from {start} to {end}")
+        if request.seek is not None:
+            raise ProofRequestError("a block or hash in the new part and a seek cannot be proved together")
+        target = first
+    elif request.seek is not None and request.upgrade is not None:
+        target = await _target_in_tree(source, request.seek, end)
+
+    upgrade_nodes: list[int] = []
+    for index in flat_tree.growth(start, end) if request.upgrade is not None else ():
+        if target is None or not flat_tree.contains(index, target):
+            upgrade_nodes.append(index)
+        elif first is None:
+            seek_path = [target, *flat_tree.path(target, index)]
+        else:
+            path = flat_tree.path(target, index)
+    if request.block is None and first is not None:
+        path = [first, *path]
+    if request.upgrade is None:
+        return _Plan((path, seek_path, [], []), None)
+    additional = flat_tree.growth(end, length)
+    return _Plan((path, seek_path, upgrade_nodes, additional), UpgradeRequest(start, end - start))
+
+
+def _upgrade_span(upgrade: UpgradeRequest | None, length: int, prologue_length: int) -> tuple[int, int]:
+    """The first block and the end of the part that the proof is about."""
+    if upgrade is None:
+        return 0, length
+    start, end = upgrade.start, upgrade.start + upgrade.length
+    if start < prologue_length:
+        start, end = 0, prologue_length
+    if not start < end <= length:
+        raise ProofRequestError(f"an upgrade from {start} to {end} is asked for, the tree has {length} blocks")
+    return start, end
+
+
+def _climb_indexes(index: int, steps: int, head: int) -> list[int]:
+    """The siblings on `steps` steps up from node `index`, none of which may reach leaf `head`."""
+    siblings: list[int] = []
+    bit = ~index & (index + 1)  # 2^depth, kept up to date on the way
+    # The reach doubles with every step, so a hostile count ends at the tree's edge.
+    while index + bit - 1 < head:
+        if not steps:
+            return siblings
+        if index & (bit << 1):
+            siblings.append(index - (bit << 1))
+            index -= bit
+        else:
+            siblings.append(index + (bit << 1))
+            index += bit
+        bit <<= 1
+        steps -= 1
+    raise ProofRequestError(f"the proof would reach tree node {index}, outside of {head // 2} blocks")
+
+
+def _detour(path: list[int], sought: int) -> tuple[list[int], list[int]]:
+    """Leave out the sibling that the reader can compute from the node sought for, and show the way from there."""
+    for sibling in path:
+        if sibling != sought and flat_tree.contains(sibling, sought):
+            return [index for index in path if index != sibling], [sought, *flat_tree.path(sought, sibling)]
+    return path, []
+
+
+async def _target_below(source: NodeSource, seek: SeekRequest, top: int, length: int) -> int:
+    """The node that holds the byte offset; it must lie below `top`."""
+    roots = await held_nodes(source, flat_tree.full_roots(length))
+    (node,) = await held_nodes(source, [top])
+    blocks_before = flat_tree.left_span(top) >> 1
+    start = await byte_offset(source, roots, top) - seek.padding * blocks_before
+    if not start <= seek.byte_offset < start + unpadded_size(node, seek.padding):
+        raise ProofRequestError(f"byte offset {seek.byte_offset} is not below tree node {top}")
+    return await seek_target(source, top, seek.byte_offset - start, seek.padding)
+
+
+async def _target_in_tree(source: NodeSource, seek: SeekRequest, end: int) -> int | None:
+    """The node that holds the byte offset in the tree of `end` blocks; None past its end."""
+    left = seek.byte_offset
+    for root in await held_nodes(source, flat_tree.full_roots(end)):
+        size = unpadded_size(root, seek.padding)
+        if left == size:
+            return root.index
+        if left < size:
+            return await seek_target(source, root.index, left, seek.padding)
+        left -= size
+    return None
+
+
+async def missing_nodes(source: NodeSource, tree_index: int, length: int) -> int:
+    """The `nodes` of a request: steps up from `tree_index` to the first node that is stored (wire spec, 6.5)."""
+    index, head = tree_index, 2 * length
+    bit = ~index & (index + 1)  # 2^depth, kept up to date on the way
+    steps = 0
+    batch_size = 4  # Mostly a node near the leaf is stored; a second look-up takes all the rest.
+    while True:
+        climb: list[int] = []
+        while index + bit - 1 < head and len(climb) < batch_size:
+            climb.append(index)
+            index += -bit if index & (bit << 1) else bit
+            bit <<= 1
+        if not climb:
+            return steps
+        for node in await source.nodes(climb):
+            if node is not None:
+                return steps
+            steps += 1
+        batch_size = MAX_PROOF_NODES
+
+
+# ---- verifying ------------------------------------------------------------------------------------
 
 
 class VerifiedUpgrade(NamedTuple):
+    """A longer tree that its authority signed.
+
+    `asked_length` and `asked_roots` are where the part that was asked for ends; the server may have gone on from
+    there to `length`. `signature` is as it is stored, empty at the end of a prologue.
+    """
+
     roots: tuple[Node, ...]
     length: int
     byte_length: int
@@ -44,7 +244,12 @@ class VerifiedUpgrade(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """Call `settle(source, verified)` for the nodes to store; do not store `nodes` as they are."""
+    """What a proof shows, provided that `top` is the stored node: `settle` says so and gives the nodes to store.
+
+    `nodes` are all nodes seen or made, in the order of other implementations, some of them twice. `top` is the node
+    where a climb ended that no upgrade vouches for, `top_is_given` whether it was merely given, not computed.
+    `provisional` are nodes whose size nothing vouches for. `authority` knows the manifest, if one came.
+    """
 
     fork: int
     nodes: list[Node]
@@ -56,19 +261,223 @@ class Verified(NamedTuple):
 
 
 def verify_proof(proof: Proof, *, length: int, fork: int, roots: Sequence[Node], authority: Authority) -> Verified:
-    """Raises VerificationError; StaleProofError (subclass) if upgrade.start or fork are not ours; DecodeError for a bad manifest."""
-    raise NotImplementedError
+    """Verify an answer against a tree of `length` blocks with these `roots`. Wire spec, section 6.7.
+
+    Raises `VerificationError` when something does not hold; its subclass `StaleProofError` when the proof is for
+    another fork, or for an upgrade from another length, than the tree has now; `DecodeError` for a manifest that
+    cannot be read.
+    """
+    if proof.fork != fork:
+        raise StaleProofError(f"the proof is for fork {proof.fork}, this tree has fork {fork}")
+    if proof.manifest is not None:
+        manifest, _ = decode_manifest(proof.manifest)
+        learned = Authority.of(authority.key, manifest)
+        # Nothing vouches for a compat core's manifest, so a peer's word for it is not kept.
+        authority = authority if learned.is_compat else learned
+    block, hash_part, seek, upgrade = proof.block, proof.hash, proof.seek, proof.upgrade
+    tree_hash = authority.tree_hash
+    end = length if upgrade is None else upgrade.start + upgrade.length
+    nodes: list[Node] = []
+    provisional: tuple[int, ...] = ()
+    root: Node | None = None
+    is_given = False
+    if seek is not None and seek.nodes:
+        root = _climb(seek.nodes[0], seek.nodes[1:], authority, nodes)
+        is_given = len(seek.nodes) == 1
+        provisional = () if is_given else (seek.nodes[0].index, seek.nodes[1].index)
+    if block is not None:
+        if block.index >= end:
+            raise VerificationError(f"block {block.index} is past the end, {end}")
+        value = block.value
+        leaf = Node(2 * block.index, len(value), tree_hash.leaf(value))
+        path = block.nodes if root is None else _with_sought(leaf, block.nodes, root)
+        root = _climb(leaf, path, authority, nodes)
+        is_given = False
+    elif hash_part is not None:
+        if not hash_part.nodes or hash_part.nodes[0].index != hash_part.index:
+            raise VerificationError(f"the hash of tree node {hash_part.index} is missing from its proof")
+        first, path = hash_part.nodes[0], hash_part.nodes[1:]
+        if root is not None:
+            path = _with_sought(first, path, root)
+        if path and (path[0] is not root or is_given):
+            provisional += (first.index, path[0].index)
+        root = _climb(first, path, authority, nodes)
+        is_given = not path
+    if upgrade is None:
+        return Verified(fork, nodes, root, is_given, provisional, None, authority)
+    growth = _Growth(roots, length, authority, nodes)
+    root = growth.take_upgrade(upgrade, root, is_given)
+    upgraded = growth.finish(upgrade, fork)
+    provisional += tuple(growth.provisional)
+    return Verified(fork, nodes, root, root is not None and is_given, provisional, upgraded, authority)
 
 
 def verify_fork_proof(proof: Proof, *, authority: Authority) -> Verified:
-    """A tree from nothing (upgrade.start 0): a fork proof or a conflict proof."""
-    raise NotImplementedError
+    """Verify a tree from nothing, on the proof's own fork: what a fork and a conflict are shown with.
+
+    The result's `upgrade` is never None. Raises as `verify_proof` does.
+    """
+    if proof.upgrade is None or proof.upgrade.start != 0:
+        raise VerificationError("a whole tree was asked for and the proof does not begin at 0")
+    verified = verify_proof(proof, length=0, fork=proof.fork, roots=(), authority=authority)
+    if verified.top is not None:
+        raise VerificationError(f"tree node {verified.top.index} belongs to no root of the proof")
+    return verified
+
+
+def _climb(node: Node, path: Sequence[Node], authority: Authority, nodes: list[Node]) -> Node:
+    """The ancestor that `path`, the siblings from `node` upwards, leads to. Every node on the way goes to `nodes`."""
+    if len(path) > MAX_PROOF_NODES:
+        raise VerificationError(f"a proof of {len(path)} nodes; at most {MAX_PROOF_NODES} are accepted")
+    nodes.append(node)
+    hash_parent = authority.tree_hash.parent
+    index, size, node_hash = node
+    bit = ~index & (index + 1)  # 2^depth, kept up to date on the way
+    for sibling in path:
+        nodes.append(sibling)
+        sibling_index, sibling_size, sibling_hash = sibling
+        size += sibling_size
+        is_right = index & (bit << 1)
+        if sibling_index != (index - (bit << 1) if is_right else index + (bit << 1)):
+            raise VerificationError(f"tree node {sibling_index} is not the sibling of {index}")
+        if is_right:
+            index -= bit
+            node_hash = hash_parent(size, sibling_hash, node_hash)
+        else:
+            index += bit
+            node_hash = hash_parent(size, node_hash, sibling_hash)
+        bit <<= 1
+        node = Node(index, size, node_hash)
+        nodes.append(node)
+    return node
+
+
+def _with_sought(first: Node, path: Sequence[Node], sought: Node) -> tuple[Node, ...]:
+    """The path with the root of a seek put into its place; where it does not belong, the climb will refuse it."""
+    place = flat_tree.depth(sought.index) - flat_tree.depth(first.index)
+    if not 0 <= place <= len(path):
+        raise VerificationError(f"tree node {sought.index} of the seek is not on the way up from {first.index}")
+    return (*path[:place], sought, *path[place:])
+
+
+class _Growth:
+    """Own roots, growing by the nodes of an upgrade."""
+
+    __slots__ = ("asked_roots", "authority", "given", "length", "nodes", "provisional", "roots", "start")
+
+    def __init__(self, roots: Sequence[Node], length: int, authority: Authority, nodes: list[Node]) -> None:
+        self.roots = list(roots)
+        self.start = self.length = length
+        self.authority = authority
+        self.nodes = nodes
+        self.given: set[int] = set()
+        self.provisional: list[int] = []
+        self.asked_roots: tuple[Node, ...] = ()
+
+    def take_upgrade(self, upgrade: UpgradeProof, extra: Node | None, extra_is_given: bool) -> Node | None:
+        """Take the part that was asked for. `extra`, already climbed to, counts as one of its nodes if it fits.
+
+        Gives `extra` back if it did not.
+        """
+        if upgrade.start != self.length:
+            raise StaleProofError(f"the upgrade starts at {upgrade.start}, this tree has {self.length} blocks")
+        if len(upgrade.nodes) > MAX_PROOF_NODES or len(upgrade.additional) > MAX_PROOF_NODES:
+            raise VerificationError(f"an upgrade of more than {MAX_PROOF_NODES} nodes")
+        end = upgrade.start + upgrade.length
+        if not self.start < end <= MAX_LENGTH:
+            raise VerificationError(f"an upgrade from {self.start} to {end}")
+        given = iter(upgrade.nodes)
+        for index in flat_tree.growth(self.start, end):
+            if extra is not None and extra.index == index:
+                self._push(extra, is_given=extra_is_given)
+                extra = None
+                continue
+            node = next(given, None)
+            if node is None or node.index != index:
+                raise VerificationError(f"the upgrade lacks tree node {index}")
+            self._push(node, is_given=True)
+        if next(given, None) is not None:
+            raise VerificationError("the upgrade has more nodes than it needs")
+        self.asked_roots = tuple(self.roots)
+        return extra
+
+    def finish(self, upgrade: UpgradeProof, fork: int) -> VerifiedUpgrade:
+        """Take what follows on the part asked for, and check the signature."""
+        asked_length = self.length
+        prologue = self.authority.prologue
+        if prologue is not None and self.start < prologue.length:
+            tree_hash = self.authority.tree_hash.tree(self.asked_roots)
+            if self.start or asked_length != prologue.length or tree_hash != prologue.hash:
+                raise VerificationError(f"the upgrade does not show the prologue of {prologue.length} blocks")
+        for node in upgrade.additional:
+            if flat_tree.left_span(node.index) != 2 * self.length:
+                raise VerificationError(f"tree node {node.index} does not follow on block {self.length - 1}")
+            self._push(node, is_given=True)
+            if self.length > MAX_LENGTH:
+                raise VerificationError(f"a tree of {self.length} blocks")
+        byte_length = sum(root.size for root in self.roots)
+        if byte_length > MAX_SAFE_INTEGER:
+            raise VerificationError(f"a tree of {byte_length} bytes")
+        if not self.authority.verify(self.roots, self.length, fork, upgrade.signature):
+            raise VerificationError(f"the signature of the tree of {self.length} blocks, fork {fork}, does not hold")
+        return VerifiedUpgrade(
+            tuple(self.roots), self.length, byte_length, upgrade.signature, asked_length, self.asked_roots
+        )
+
+    def _push(self, node: Node, *, is_given: bool) -> None:
+        self.length += flat_tree.leaf_count(node.index)
+        self.nodes.append(node)
+        if is_given:
+            self.given.add(node.index)
+        while self.roots and flat_tree.sibling(node.index) == self.roots[-1].index:
+            left = self.roots.pop()
+            if left.index in self.given and node.index in self.given:
+                self.provisional += (left.index, node.index)
+            node = parent_node(left, node, self.authority.tree_hash)
+            self.nodes.append(node)
+        self.roots.append(node)
 
 
 async def settle(source: NodeSource, verified: Verified) -> list[Node]:
-    """Compare `top` with the stored node and give exactly the nodes to store. Raises VerificationError."""
-    raise NotImplementedError
+    """Compare with what is stored in the reader's tree, and give exactly the nodes to store.
+
+    One look-up for a block without upgrade. A stored node whose forged size the proof has exposed is among the nodes
+    with its true one, and so is its sibling. Raises `VerificationError` when the proof does not end in a stored node.
+    """
+    nodes, top = verified.nodes, verified.top
+    if top is not None:
+        (stored,) = await source.nodes((top.index,))
+        if stored is None:
+            raise VerificationError(f"the proof ends in tree node {top.index}, which is not known here")
+        if stored.hash != top.hash:
+            raise VerificationError(f"the proof does not lead to the hash of tree node {top.index}")
+        if stored.size == top.size:
+            nodes = nodes[:-1] if nodes[-1] is top else nodes
+        elif verified.top_is_given:
+            raise VerificationError(f"tree node {top.index} has {stored.size} bytes, the proof says {top.size}")
+        else:
+            nodes = [*nodes, *await _true_sibling(source, top)]
+    if verified.provisional:
+        kept = await source.nodes(verified.provisional)
+        known = {(node.index, node.hash) for node in kept if node is not None}
+        nodes = [node for node in nodes if (node.index, node.hash) not in known]
+    return nodes
+
+
+async def _true_sibling(source: NodeSource, node: Node) -> list[Node]:
+    """The sibling of a node whose stored size was forged: what it has too little, the other had too much."""
+    index = flat_tree.sibling(node.index)
+    sibling, parent = await source.nodes((index, flat_tree.parent(node.index)))
+    if sibling is None or parent is None or parent.size < node.size:
+        return []
+    return [Node(index, parent.size - node.size, sibling.hash)]
 
 
 async def proves_conflict(source: NodeSource, verified: Verified, *, length: int) -> bool:
-    raise NotImplementedError
+    """Whether a verified tree of our own fork contradicts ours of `length` blocks (wire spec, section 5.11).
+
+    Both are signed, so a subtree that is complete in both must be the same.
+    """
+    shared = [node for node in verified.nodes if flat_tree.right_span(node.index) < 2 * length]
+    stored = await source.nodes([node.index for node in shared])
+    return any(ours is not None and ours.hash != theirs.hash for ours, theirs in zip(stored, shared, strict=True))
