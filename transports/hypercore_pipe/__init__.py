@@ -1,1 +1,8 @@
-"""x"""
+"""The pipe transport: two ends inside one process, behaving exactly like TCP. `pipe:name`, or `pipe_pair()`."""
+
+from __future__ import annotations
+
+from hypercore_pipe.stream import PipeStream, pipe_pair
+from hypercore_pipe.transport import PipeListener, PipeTransport, open_transport
+
+__all__ = ["PipeListener", "PipeStream", "PipeTransport", "open_transport", "pipe_pair"]
