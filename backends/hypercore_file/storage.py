@@ -13,18 +13,22 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import ParamSpec, TypeVar
 
 import aiofiles.os
 
 from hypercore.errors import (
+    AddressError,
     ClosedError,
     FencedError,
     LockedError,
     NotWritableError,
+    OptionError,
     OutOfBoundsError,
     StorageMissingError,
 )
+from hypercore.options import build_options
 from hypercore.storage import (
     Delete,
     Operation,
@@ -36,6 +40,7 @@ from hypercore.storage import (
     check_name,
     check_range,
 )
+from hypercore.urls import Address
 from hypercore_file.descriptor import BUFFERS_MAX, Descriptor, Folder, typed
 
 P = ParamSpec("P")
@@ -130,28 +135,43 @@ class FileHandle(RandomAccess):
         return self._descriptor
 
 
-class FileStorage(Storage):
-    """The files of one folder, which is made with the first of them.
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """How a folder is used. The modes are for what is made here; what exists keeps its own."""
 
-    `lock_name` is the file whose lock is the writer's lease; Node locks `oplog` in a core and `primary-key` in a
-    corestore. `file_mode` and `folder_mode` are for what is made here; what exists keeps its own. With `read_only`
-    nothing is ever made, changed or locked.
-    """
+    #: The file whose lock is the writer's lease: Node locks `oplog` in a core, `primary-key` in a corestore.
+    lock_name: str = "oplog"
+    #: A core keeps its secret key in clear, so nobody else reads it.
+    file_mode: int = 0o600
+    folder_mode: int = 0o700
+    #: Nothing is ever made, changed or locked.
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.lock_name)
+        for name in ("file_mode", "folder_mode"):
+            mode = getattr(self, name)
+            if not 0 <= mode <= 0o777:
+                raise OptionError(f"{name} must be a mode from 0 to 0o777, not {mode:#o}")
+
+
+class FileStorage(Storage):
+    """The files of one folder, which is made with the first of them. The options are those of `FileOptions`."""
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        lock_name: str = "oplog",
-        file_mode: int = 0o600,
-        folder_mode: int = 0o700,
-        read_only: bool = False,
+        lock_name: str = FileOptions.lock_name,
+        file_mode: int = FileOptions.file_mode,
+        folder_mode: int = FileOptions.folder_mode,
+        read_only: bool = FileOptions.read_only,
     ) -> None:
-        check_name(lock_name)
+        self.options = FileOptions(
+            lock_name=lock_name, file_mode=file_mode, folder_mode=folder_mode, read_only=read_only
+        )
         self.writable = not read_only
         self.folder = Folder(os.path.abspath(path), mode=folder_mode)
-        self._lock_name = lock_name
-        self._file_mode = file_mode
         self._files: dict[str, Descriptor] = {}
         self._transfers: set[asyncio.Task[object]] = set()
         self._leased = False
@@ -197,7 +217,7 @@ class FileStorage(Storage):
         if self._leased:
             return
         for _ in range(LOCK_TRIES_MAX):
-            descriptor = self._descriptor(self._lock_name, create=True)
+            descriptor = self._descriptor(self.options.lock_name, create=True)
             try:
                 descriptor.lock()
             except BaseException:
@@ -208,7 +228,7 @@ class FileStorage(Storage):
                 descriptor.pinned = self._leased = True
                 return
             # Somebody removed the file between our open and our lock: it is the lock of a file that is no more.
-            del self._files[self._lock_name]
+            del self._files[self.options.lock_name]
             descriptor.close()
         raise LockedError(f"{descriptor.path} is removed again and again by another program")
 
@@ -287,9 +307,9 @@ class FileStorage(Storage):
                 self.folder,
                 create=create,
                 read_only=not self.writable,
-                mode=self._file_mode,
+                mode=self.options.file_mode,
             )
-            if self._leased and name == self._lock_name:
+            if self._leased and name == self.options.lock_name:
                 self._lock_again(descriptor)
             self._files[name] = descriptor
         return descriptor
@@ -301,7 +321,9 @@ class FileStorage(Storage):
         except BaseException as error:
             descriptor.close()
             if isinstance(error, LockedError):
-                raise FencedError(f"{self}: another writer took over after {self._lock_name!r} was removed") from error
+                raise FencedError(
+                    f"{self}: another writer took over after {self.options.lock_name!r} was removed"
+                ) from error
             raise
         descriptor.pinned = True
 
@@ -363,6 +385,19 @@ class FileStorage(Storage):
                 descriptor.truncate(operation.size)
             else:
                 self.folder.sync(descriptor)
+
+
+def open_storage(address: Address, **options: object) -> FileStorage:
+    """The storage of a path or a `file:` address. Raises `AddressError`, `OptionError`."""
+    path = address.path
+    if address.host is not None:
+        if address.host not in ("", "localhost") or address.username is not None or address.port is not None:
+            raise AddressError(f"{str(address)!r}: a folder is written 'file:folder' or 'file:///folder'")
+        path = "/" + path
+    if not path:
+        raise AddressError(f"{str(address)!r} names no folder")
+    chosen = build_options(FileOptions, query=address.query, keywords=options, of="a storage of files")
+    return FileStorage(path, **asdict(chosen))
 
 
 def _lend(descriptors: Sequence[Descriptor], work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -6,6 +6,19 @@ the whole process, which stays as long as it holds a file or somebody has it ope
 
 from __future__ import annotations
 
-from hypercore_memory.storage import MemoryStorage
+from hypercore.hookspecs import StorageProvider, hookimpl
+from hypercore_memory.storage import MemoryStorage, open_storage
 
-__all__ = ["MemoryStorage"]
+__all__ = ["MemoryStorage", "open_storage"]
+
+
+@hookimpl
+def hypercore_storage_providers() -> list[StorageProvider]:
+    """The scheme `memory`."""
+    return [
+        StorageProvider(
+            scheme="memory",
+            opener="hypercore_memory:open_storage",
+            summary="files in the memory of this process, private or shared by name",
+        )
+    ]

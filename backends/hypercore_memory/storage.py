@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import dataclass
 
-from hypercore.errors import ClosedError, LockedError, OutOfBoundsError, StorageMissingError
+from hypercore.errors import AddressError, ClosedError, LockedError, OutOfBoundsError, StorageMissingError
+from hypercore.options import build_options
 from hypercore.storage import RandomAccess, Storage, check_name, check_range
+from hypercore.urls import Address
 
 #: Small enough that a hole of one large block frees memory, large enough that a block rarely spans two pages.
 PAGE_BYTES = 65536
@@ -230,3 +233,16 @@ class MemoryStorage(Storage):
         if not self.closed:
             self.closed = True
             self._place.leave(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """The memory backend has no options; this is what says so."""
+
+
+def open_storage(address: Address, **options: object) -> MemoryStorage:
+    """The storage of a `memory:` address. Raises `AddressError`, `OptionError`."""
+    if address.host is not None:
+        raise AddressError(f"{str(address)!r}: a place in memory is written 'memory:name'")
+    build_options(MemoryOptions, query=address.query, keywords=options, of="a storage in memory")
+    return MemoryStorage(address.path or None)
