@@ -161,7 +161,6 @@ async def serve(folder: str, count: int, size: int, interval_seconds: float) -> 
     async with Hypercore(folder, durability="none") as core, Swarm("tcp://127.0.0.1:0") as swarm:
         watch = Stopwatch()
         swarm.join(core)
-        await swarm.flush()
         say({"key": core.key.hex(), "port": int(swarm.addresses[0].rpartition(":")[2])})
         async for line in stdin_lines():
             if line == "stop":
@@ -175,11 +174,12 @@ async def serve(folder: str, count: int, size: int, interval_seconds: float) -> 
 
 @asynccontextmanager
 async def dialled(folder: str, key: str, port: int) -> AsyncIterator[tuple[Hypercore, Stopwatch]]:
-    async with Hypercore(folder, key, durability="none") as core, Swarm() as swarm:
+    async with Hypercore(folder, key, durability="none") as core:
         watch = Stopwatch()
-        swarm.join(core, addresses=[f"tcp://127.0.0.1:{port}"])
-        await core.update()
-        yield core, watch
+        async with Swarm(peers=[f"tcp://127.0.0.1:{port}"]) as swarm:
+            swarm.join(core)
+            await core.update()
+            yield core, watch
 
 
 async def clone(folder: str, key: str, port: int, count: int, size: int) -> None:
