@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from hypercore.log.bitfield import Bitfield
+from hypercore.bitfield import Bitfield
 from hypercore.proofs import Proof, ProofRequest
 from hypercore.protocol import messages
 

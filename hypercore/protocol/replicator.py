@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from hypercore.log.bitfield import Bitfield
+from hypercore.bitfield import Bitfield
 from hypercore.proofs import BlockRequest, Proof, ProofRequest, UpgradeRequest
 from hypercore.protocol import messages
 from hypercore.protocol.remote import Ask, AskKind, Demand, RemotePeer
@@ -184,7 +184,7 @@ class Replicator:
             self._forking = None
         if ask.demand is not None:
             ask.demand.tried.add(peer)
-            if ask.demand.peer is peer:
+            if ask.demand.peer is peer or all(each in ask.demand.tried for each in self.peers):
                 ask.demand.done(peer, None)
             else:
                 self._demands.insert(0, ask.demand)
@@ -279,8 +279,7 @@ class Replicator:
         self._ask_for_demands(peer, now, asks)
         room = self._window(peer) - len(peer.asks)
         if room > 0 and (peer.length >= local.length or peer.provable):
-            for index in self._blocks_for(peer, room, now):
-                asks.append(self._ask_block(peer, index, now))
+            asks.extend(self._ask_block(peer, index, now) for index in self._blocks_for(peer, room, now))
         return asks
 
     def _window(self, peer: RemotePeer) -> int:
