@@ -452,17 +452,20 @@ class Hypercore:
                         )
                     if result.hash is None:
                         await self._state_change()
-                    else:
-                        await self._demand(ProofRequest(log.fork, hash=result.hash, seek=result.seek))
+                        continue
+                    answered = await self._demand(ProofRequest(log.fork, hash=result.hash, seek=result.seek))
+                    if not answered:
+                        raise BlockNotAvailableError(f"no peer could say where byte offset {byte_offset} lies")
         except TimeoutError as error:
             raise WaitTimeoutError(f"byte offset {byte_offset} was not found in time") from error
 
-    async def _demand(self, request: ProofRequest) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def _demand(self, request: ProofRequest) -> bool:
+        """Ask any peer that can answer; whether one did, or the peers changed so that it is worth another look."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-        def done(_peer: RemotePeer | None, _proof: Proof | None) -> None:
+        def done(_peer: RemotePeer | None, proof: Proof | None) -> None:
             if not waiter.done():
-                waiter.set_result(None)
+                waiter.set_result(proof is not None)
 
         demand = Demand(request, done)
         hub = self.hub
@@ -472,6 +475,7 @@ class Hypercore:
         try:
             # A change of the peers (the last one left) must wake us too.
             await asyncio.wait([waiter, state], return_when=asyncio.FIRST_COMPLETED)
+            return waiter.result() if waiter.done() else True
         finally:
             state.cancel()
             hub.replicator.remove_demand(demand)

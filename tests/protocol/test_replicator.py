@@ -1,0 +1,333 @@
+"""The replicator decides what to ask of whom, without I/O: every rule as a promise, and a simulation."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from hypercore.log.bitfield import Bitfield
+from hypercore.proofs import BlockProof, HashProof, HashRequest, Proof, ProofRequest, UpgradeProof, UpgradeRequest
+from hypercore.protocol import messages
+from hypercore.protocol.remote import REMEMBERED_BLOCKS, WANT_REGION_BLOCKS, Ask, AskKind, Demand, RemotePeer
+from hypercore.protocol.replicator import (
+    ANSWER_TIMEOUT_SECONDS,
+    HOT_SWAP_SECONDS,
+    MOST_ASKS,
+    MOST_STRIKES,
+    MOST_TIMEOUTS,
+    Download,
+    Replicator,
+    UnaskedPartError,
+)
+
+
+@dataclass
+class Local:
+    fork: int = 0
+    length: int = 0
+    byte_length: int = 0
+    has_manifest: bool = True
+    needs_manifest: bool = False
+    bitfield: Bitfield = field(default_factory=Bitfield)
+
+
+def peer_with(length: int, *, acked: int | None = None, fork: int = 0, holds: int | None = None) -> RemotePeer:
+    peer = RemotePeer()
+    peer.take_sync(
+        messages.Sync(fork, length, length if acked is None else acked, True, True, True, True, False), local_fork=fork
+    )
+    peer.take_range(0, length if holds is None else holds, drop=False)
+    return peer
+
+
+def set_up(length: int, *peers: RemotePeer) -> tuple[Local, Replicator]:
+    local = Local(length=length, byte_length=100 * length)
+    replicator = Replicator(local)
+    for peer in peers:
+        replicator.add_peer(peer)
+    return local, replicator
+
+
+def indexes(asks: list[Ask]) -> list[int]:
+    return [ask.index for ask in asks]
+
+
+def block_answer(ask: Ask, fork: int = 0) -> messages.Data:
+    return messages.Data(ask.id, Proof(fork, block=BlockProof(ask.index, b"x", ())))
+
+
+def test_nothing_is_asked_of_a_peer_that_has_not_said_what_it_has() -> None:
+    peer = RemotePeer()
+    _, replicator = set_up(10, peer)
+    replicator.add_download(Download(0, None))
+    assert replicator.next_asks(peer, 0.0) == []
+
+
+def test_an_upgrade_is_asked_only_when_the_peer_has_heard_our_length() -> None:
+    late = peer_with(10, acked=3)
+    _, replicator = set_up(5, late)
+    assert replicator.next_asks(late, 0.0) == []
+    late.take_sync(messages.Sync(0, 10, 5, True, True, True, True, False), local_fork=0)
+    (ask,) = replicator.next_asks(late, 0.0)
+    assert ask.kind is AskKind.UPGRADE
+    assert ask.request.upgrade == UpgradeRequest(5, 5)
+
+
+def test_only_one_upgrade_is_in_flight_over_all_peers() -> None:
+    first, second = peer_with(10, acked=0), peer_with(12, acked=0)
+    _, replicator = set_up(0, first, second)
+    assert len(replicator.next_asks(first, 0.0)) == 1
+    assert replicator.next_asks(second, 0.0) == []
+    replicator.remove_peer(first)
+    assert [ask.kind for ask in replicator.next_asks(second, 0.0)] == [AskKind.UPGRADE]
+
+
+def test_the_first_new_block_travels_with_the_upgrade_when_it_is_wanted() -> None:
+    peer = peer_with(8, acked=7)
+    _, replicator = set_up(7, peer)
+    replicator.want_block(7)
+    (ask,) = replicator.next_asks(peer, 0.0)
+    assert ask.request.block is not None
+    assert (ask.kind, ask.request.block.index, ask.request.upgrade) == (AskKind.UPGRADE, 7, UpgradeRequest(7, 1))
+
+
+def test_a_download_asks_each_missing_block_once_and_no_more_than_the_window() -> None:
+    peer = peer_with(2000)
+    local, replicator = set_up(2000, peer)
+    local.bitfield.set_range(3, 4, True)
+    replicator.add_download(Download(0, 2000))
+    first = replicator.next_asks(peer, 0.0)
+    assert indexes(first) == [0, 1, 2, *range(7, 7 + MOST_ASKS - 3)]
+    assert replicator.next_asks(peer, 0.0) == []
+    for ask in first[:5]:
+        assert replicator.answered(peer, block_answer(ask), 0.0) is ask
+        local.bitfield.set(ask.index)
+    assert indexes(replicator.next_asks(peer, 0.0)) == list(range(7 + MOST_ASKS - 3, 7 + MOST_ASKS + 2))
+
+
+def test_large_blocks_narrow_the_window() -> None:
+    peer = peer_with(2000)
+    local, replicator = set_up(2000, peer)
+    local.byte_length = 2000 * 1024 * 1024
+    replicator.add_download(Download(0, None))
+    assert len(replicator.next_asks(peer, 0.0)) == 16
+
+
+def test_two_peers_share_a_download_without_overlap() -> None:
+    one, two = peer_with(100), peer_with(100)
+    _, replicator = set_up(100, one, two)
+    replicator.add_download(Download(0, 100, blocks=list(range(0, 100, 2))))
+    replicator.add_download(Download(0, 100))
+    asked = indexes(replicator.next_asks(one, 0.0)) + indexes(replicator.next_asks(two, 0.0))
+    assert sorted(asked) == list(range(100))
+
+
+def test_blocks_that_a_peer_lost_are_asked_of_another() -> None:
+    one, two = peer_with(10), peer_with(10)
+    _, replicator = set_up(10, one, two)
+    replicator.want_block(4)
+    (ask,) = replicator.next_asks(one, 0.0)
+    replicator.no_data(one, ask.id, 0.0)
+    assert not one.has(4)
+    assert one.has(3)
+    assert one.has(5)
+    assert replicator.next_asks(one, 0.0) == []
+    assert indexes(replicator.next_asks(two, 0.0)) == [4]
+
+
+def test_a_slow_block_is_asked_of_an_idle_peer_and_the_slower_answer_is_cancelled() -> None:
+    slow, quick = peer_with(10), peer_with(10)
+    local, replicator = set_up(10, slow, quick)
+    replicator.want_block(4)
+    (first,) = replicator.next_asks(slow, 0.0)
+    assert replicator.next_asks(quick, HOT_SWAP_SECONDS / 2) == []
+    (second,) = replicator.next_asks(quick, HOT_SWAP_SECONDS)
+    assert second.index == 4
+    assert replicator.answered(quick, block_answer(second), 1.0) is second
+    local.bitfield.set(4)
+    assert list(replicator.duplicates(second, quick)) == [(slow, first)]
+    assert replicator.answered(slow, block_answer(first), 1.0) is None
+
+
+def test_a_silent_peer_is_passed_over_and_given_up_in_the_end() -> None:
+    silent, other = peer_with(10), peer_with(10)
+    _, replicator = set_up(10, silent, other)
+    given_up: list[RemotePeer] = []
+    replicator.on_give_up = lambda peer, _reason: given_up.append(peer)
+    replicator.add_download(Download(0, 10))
+    assert len(replicator.next_asks(silent, 0.0)) == 10
+    now = 0.0
+    for round_ in range(MOST_TIMEOUTS):
+        now += ANSWER_TIMEOUT_SECONDS
+        expired = replicator.expire(now)
+        assert {peer for peer, _ in expired} == {silent}
+        if round_ == 0:
+            assert len(replicator.next_asks(other, now)) == 10
+            replicator.remove_peer(other)
+        assert len(replicator.next_asks(silent, now)) == 1, "a peer that was silent must first show that it answers"
+    assert given_up == [silent]
+
+
+def test_a_wrong_answer_pauses_the_peer_until_it_has_cleared_itself() -> None:
+    peer, other = peer_with(10), peer_with(10)
+    _, replicator = set_up(10, peer, other)
+    replicator.want_block(1)
+    (ask,) = replicator.next_asks(peer, 0.0)
+    with pytest.raises(UnaskedPartError):
+        replicator.answered(peer, messages.Data(ask.id, Proof(0, block=BlockProof(2, b"", ()))), 0.0)
+    replicator.wrong(peer, ask)
+    replicator.distrust(peer, "not what was asked")
+    (check,) = replicator.next_asks(peer, 0.0)
+    assert (check.id, check.kind, check.request.upgrade) == (0, AskKind.CONFLICT, UpgradeRequest(0, 10))
+    assert indexes(replicator.next_asks(other, 0.0)) == [1]
+    proof = Proof(0, upgrade=UpgradeProof(0, 10, (), (), b""))
+    assert replicator.answered(peer, messages.Data(0, proof), 0.0) is check
+    replicator.cleared(peer)
+    replicator.want_block(2)
+    assert indexes(replicator.next_asks(peer, 0.0)) == [2]
+
+
+def test_a_peer_that_goes_on_lying_is_given_up() -> None:
+    peer = peer_with(10)
+    _, replicator = set_up(10, peer)
+    reasons: list[str] = []
+    replicator.on_give_up = lambda _peer, reason: reasons.append(reason)
+    for number in range(MOST_STRIKES):
+        assert not reasons
+        replicator.distrust(peer, f"lie {number}")
+    assert len(reasons) == 1
+
+
+def test_a_higher_fork_is_asked_for_from_nothing_and_a_lower_one_never() -> None:
+    higher, lower = peer_with(5, fork=2), peer_with(50, fork=0)
+    local, replicator = set_up(10, higher, lower)
+    local.fork = 1
+    replicator.want_block(1)
+    (ask,) = replicator.next_asks(higher, 0.0)
+    assert (ask.kind, ask.request.fork, ask.request.upgrade) == (AskKind.FORK, 2, UpgradeRequest(0, 5))
+    assert replicator.next_asks(higher, 0.0) == []
+    assert replicator.next_asks(lower, 0.0) == []
+    replicator.answered(higher, messages.Data(ask.id, Proof(2, upgrade=UpgradeProof(0, 5, (), (), b""))), 0.0)
+    replicator.forked(higher, followed=False)
+    assert replicator.next_asks(higher, 0.0) == [], "a fork that could not be followed is not tried for ever"
+
+
+def test_a_region_is_wanted_once_and_again_after_a_fork() -> None:
+    peer = peer_with(10, holds=0)
+    local, replicator = set_up(10, peer)
+    replicator.want_block(3)
+    replicator.add_download(Download(0, None))
+    assert replicator.next_asks(peer, 0.0) == []
+    replicator.next_asks(peer, 0.0)
+    assert peer.wants_to_send == [0]
+    peer.wants_to_send.clear()
+    local.fork = 1
+    peer.take_sync(messages.Sync(1, 10, 10, True, True, True, True, False), local_fork=1)
+    replicator.next_asks(peer, 0.0)
+    assert peer.wants_to_send == [0]
+    peer.take_range(0, 10, drop=False)
+    assert len(replicator.next_asks(peer, 0.0)) == 10
+
+
+def test_a_demand_goes_to_one_peer_after_the_other_and_fails_when_none_can() -> None:
+    one, two = peer_with(10), peer_with(10)
+    _, replicator = set_up(10, one, two)
+    results: list[Proof | None] = []
+    request = ProofRequest(0, hash=HashRequest(3, 2))
+    replicator.add_demand(Demand(request, lambda _peer, proof: results.append(proof)))
+    (ask,) = replicator.next_asks(one, 0.0)
+    assert ask.request is request
+    replicator.no_data(one, ask.id, 0.0)
+    assert replicator.next_asks(one, 0.0) == []
+    (again,) = replicator.next_asks(two, 0.0)
+    assert results == []
+    replicator.no_data(two, again.id, 0.0)
+    assert results == [None]
+
+
+def test_an_answer_may_lack_a_part_but_never_hold_one_that_was_not_asked() -> None:
+    peer = peer_with(10)
+    _, replicator = set_up(10, peer)
+    extra = [
+        Proof(1),
+        Proof(0, hash=HashProof(2, ())),
+        Proof(0, upgrade=UpgradeProof(0, 10, (), (), b"")),
+        Proof(0, manifest=b"x"),
+    ]
+    for proof in extra:
+        replicator.want_block(1)
+        peer.paused = False
+        (ask,) = [each for each in replicator.next_asks(peer, 0.0) if each.index == 1]
+        with pytest.raises(UnaskedPartError):
+            replicator.answered(peer, messages.Data(ask.id, proof), 0.0)
+        replicator.wrong(peer, ask)
+    (ask,) = [each for each in replicator.next_asks(peer, 0.0) if each.index == 1]
+    assert replicator.answered(peer, messages.Data(ask.id, Proof(0)), 0.0) is ask
+
+
+def test_lies_about_blocks_cost_little_memory() -> None:
+    peer = RemotePeer()
+    for start in (0, 1, 2**40, 2**53 - 100):
+        peer.take_range(start, 2**53 - 1 - start, drop=False)
+        peer.take_range(start + 5, 2**50, drop=True)
+        peer.take_bitfield(start - start % 32, b"\xff" * 4096)
+    for region in range(10_000):
+        peer.want(region * WANT_REGION_BLOCKS)
+    assert len(peer.wanted) <= 4096
+    pages = REMEMBERED_BLOCKS // 32768
+    assert len(peer.held.dirty_pages()) <= pages
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_block_that_some_honest_peer_holds_arrives(seed: int) -> None:
+    """Random peers that hold different blocks, forget, fall silent, leave and lie; only what nobody has stays away."""
+    chance = random.Random(seed)
+    length = chance.choice([1, 31, 33, 500, 3000])
+    local, replicator = set_up(length)
+    truth: dict[RemotePeer, set[int]] = {}
+    flaky: set[RemotePeer] = set()
+    given_up: set[RemotePeer] = set()
+    replicator.on_give_up = lambda peer, _reason: given_up.add(peer)
+    for number in range(chance.randint(2, 5)):
+        holds = set(chance.sample(range(length), chance.randint(0, length)))
+        peer = peer_with(length, holds=0)
+        for index in holds:
+            peer.take_range(index, 1, drop=False)
+        if number > 0 and chance.random() < 0.5:
+            flaky.add(peer)
+            peer.take_range(0, length, drop=False)  # it claims everything
+        truth[peer] = holds
+        replicator.add_peer(peer)
+    replicator.add_download(Download(0, length))
+    reachable = set().union(*(held for peer, held in truth.items() if peer not in flaky))
+    now = 0.0
+    in_flight: list[tuple[RemotePeer, Ask]] = []
+    for _ in range(20_000):
+        now += 0.05
+        if all(local.bitfield.get(index) for index in reachable):
+            break
+        for peer in [each for each in given_up if each in replicator.peers]:
+            replicator.remove_peer(peer)
+        for peer in list(replicator.peers):
+            in_flight.extend((peer, ask) for ask in replicator.next_asks(peer, now) if ask.index >= 0)
+        chance.shuffle(in_flight)
+        for _ in range(min(len(in_flight), 200)):
+            peer, ask = in_flight.pop()
+            if peer not in replicator.peers or (peer in flaky and chance.random() < 0.2):
+                continue  # never answered
+            if ask.index in truth[peer]:
+                if replicator.answered(peer, block_answer(ask), now) is not None:
+                    local.bitfield.set(ask.index)
+                    list(replicator.duplicates(ask, peer))
+            else:
+                replicator.no_data(peer, ask.id, now)
+        replicator.expire(now)
+        if flaky and chance.random() < 0.01:
+            gone = chance.choice([each for each in truth if each in flaky])
+            flaky.discard(gone)
+            replicator.remove_peer(gone)
+    missing = [index for index in reachable if not local.bitfield.get(index)]
+    assert not missing, f"seed {seed}: {len(missing)} of {length} blocks never came"
+    assert all(len(peer.asks) <= MOST_ASKS for peer in replicator.peers)
