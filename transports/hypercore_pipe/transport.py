@@ -19,6 +19,7 @@ from hypercore.errors import (
     TransportError,
 )
 from hypercore.transport import ByteStream, Listener, Transport
+from hypercore.urls import Address, parse_address
 from hypercore_pipe.stream import PipeStream, pipe_pair
 
 #: Streams that may wait to be accepted; a further `connect` waits, as one does for a full TCP backlog.
@@ -108,21 +109,18 @@ class PipeTransport(Transport):
         return listener
 
 
-def open_transport(address: str, **options: object) -> PipeTransport:
+def open_transport(address: str | Address, **options: object) -> PipeTransport:
     """The transport behind `pipe:` addresses; it has no options."""
-    _name_of(address)
-    if options:
-        raise OptionError(f"pipe: has no option {min(options)!r}")
+    if given := sorted({name for name, _ in parse_address(address).query} | options.keys()):
+        raise OptionError(f"pipe has no option {given[0]!r}; it has none")
     return PipeTransport()
 
 
-def _name_of(address: str) -> str:
-    scheme, colon, name = address.partition(":")
-    if not colon or scheme.lower() != "pipe":
-        raise AddressError(f"{address!r} is not a pipe address; write pipe:name")
-    if "#" in name or "?" in name:
-        raise AddressError(f"{address!r}: a pipe's name has no '#' and no '?'")
-    return name
+def _name_of(text: str) -> str:
+    address = parse_address(text)
+    if address.scheme != "pipe" or address.host is not None or address.query:
+        raise AddressError(f"{str(address)!r} is not a pipe address; write pipe:name")
+    return address.path
 
 
 def _free_name() -> str:

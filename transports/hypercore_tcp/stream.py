@@ -23,8 +23,6 @@ FIRST_BUFFER_SIZE = 16 * 1024
 BUFFER_SIZE = 256 * 1024
 #: Bytes that may wait for the kernel before `send` waits: a few of the usual 64 KiB blocks keep the socket busy.
 SEND_BUFFER_SIZE = 256 * 1024
-#: How long `aclose` waits for the peer to take what was sent before; then the connection is cut.
-CLOSE_TIMEOUT_SECONDS = 5.0
 #: How often `aclose` asks the kernel whether the peer has it all, in the rare case that it has not at once.
 _CLOSE_POLL_SECONDS = 0.01
 #: The most that is read from the kernel after a connection broke: what Linux keeps for a socket by default.
@@ -34,9 +32,10 @@ _RESCUE_SIZE = 6 * 1024 * 1024
 class TcpStream(asyncio.BufferedProtocol, ByteStream):
     """A connected socket. Made by `TcpTransport.connect` and `TcpListener.accept`."""
 
-    def __init__(self, sock: socket.socket, remote_address: str) -> None:
+    def __init__(self, sock: socket.socket, remote_address: str, *, close_timeout_seconds: float) -> None:
         self._sock = sock
         self._address = remote_address
+        self._close_timeout_seconds = close_timeout_seconds
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._buffer = memoryview(bytearray(FIRST_BUFFER_SIZE))
@@ -93,7 +92,7 @@ class TcpStream(asyncio.BufferedProtocol, ByteStream):
             self._check_sendable()
 
     async def aclose(self) -> None:
-        """The peer receives everything that was sent before, if it takes it within `CLOSE_TIMEOUT_SECONDS`."""
+        """The peer receives everything that was sent before, if it takes it within the close timeout."""
         if not self._closed:
             self._closed = True
             self._filled = 0
@@ -236,7 +235,7 @@ class TcpStream(asyncio.BufferedProtocol, ByteStream):
         if not self._reading:
             self._resume_reading()
         with contextlib.suppress(OSError):  # TimeoutError among them
-            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._close_timeout_seconds):
                 self._transport.set_write_buffer_limits(high=0)
                 await self._sent()
                 if self._gone.done():

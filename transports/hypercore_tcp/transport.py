@@ -12,7 +12,7 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from dataclasses import dataclass
 
 from hypercore.errors import (
     AddressError,
@@ -22,7 +22,10 @@ from hypercore.errors import (
     StreamClosedError,
     TransportError,
 )
+from hypercore.options import build_options
 from hypercore.transport import ByteStream, Listener, Transport
+from hypercore.urls import Address, parse_address
+from hypercore_tcp.addresses import Endpoint, dialable_addresses, format_address, host_and_port, reason, resolve
 from hypercore_tcp.stream import TcpStream
 
 #: Connections that the kernel keeps for us to accept; further peers wait until there is room.
@@ -32,7 +35,17 @@ HAPPY_EYEBALLS_DELAY_SECONDS = 0.25
 #: Pause after the system refused an accept for want of descriptors or memory; others may give some back.
 ACCEPT_RETRY_SECONDS = 1.0
 
-_Info = tuple[socket.AddressFamily, tuple[object, ...]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpOptions:
+    """Options of the TCP transport."""
+
+    #: How long a close waits for the peer to take what was sent before it; then the connection is cut.
+    close_timeout_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.close_timeout_seconds <= 3600:
+            raise OptionError(f"close_timeout_seconds is 0 to 3600, not {self.close_timeout_seconds:g}")
 
 
 class TcpListener(Listener):
@@ -40,9 +53,10 @@ class TcpListener(Listener):
     nothing but its descriptor there.
     """
 
-    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+    def __init__(self, sockets: Sequence[socket.socket], options: TcpOptions) -> None:
+        self._options = options
         self._sockets = tuple(sockets)
-        self._addresses = tuple(address for sock in sockets for address in _dialable(sock))
+        self._addresses = tuple(address for sock in sockets for address in dialable_addresses(sock))
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._waiter: asyncio.Future[None] | None = None
@@ -112,7 +126,7 @@ class TcpListener(Listener):
             self._waiter.set_result(None)
 
     async def _open(self, sock: socket.socket) -> TcpStream:
-        opening = self._loop.create_task(_open(sock, accepted=True))
+        opening = self._loop.create_task(_open(sock, self._options, accepted=True))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -128,27 +142,30 @@ class TcpListener(Listener):
 class TcpTransport(Transport):
     """Dials and listens; holds nothing itself."""
 
+    def __init__(self, options: TcpOptions | None = None) -> None:
+        self._options = options or TcpOptions()
+
     async def connect(self, address: str, *, timeout_seconds: float = 10.0) -> ByteStream:
-        host, port = _host_and_port(address)
+        host, port = self._place(address)
         if not host or not port:
             raise AddressError(f"{address}: to dial, write tcp://host:port with a port above 0")
         try:
             async with asyncio.timeout(timeout_seconds):
-                sock = await _dial(address, await _resolve(address, host, port))
-                return await _open(sock)
+                sock = await _dial(address, await resolve(address, host, port))
+                return await _open(sock, self._options)
         except ConnectError:
             raise
         except TimeoutError as error:
             message = f"{address} did not answer within {timeout_seconds:g} seconds; is it on, and no firewall between?"
             raise ConnectTimeoutError(message) from error
         except OSError as error:
-            raise ConnectError(f"cannot connect to {address}: {_reason(error)}") from error
+            raise ConnectError(f"cannot connect to {address}: {reason(error)}") from error
 
     async def listen(self, address: str) -> Listener:
-        host, port = _host_and_port(address)
+        host, port = self._place(address)
         sockets: list[socket.socket] = []
         failure: OSError | None = None
-        for family, where in await _resolve(address, host or "0.0.0.0", port):
+        for family, where in await resolve(address, host or "0.0.0.0", port):
             try:
                 sockets.append(_listening(family, where))
             except OSError as error:
@@ -160,76 +177,19 @@ class TcpTransport(Transport):
         if not sockets:
             assert failure is not None
             raise _listen_error(address, failure) from failure
-        return TcpListener(sockets)
+        return TcpListener(sockets, self._options)
+
+    def _place(self, text: str) -> tuple[str, int]:
+        address = parse_address(text)
+        # The options were taken when the transport was opened; here they are only checked.
+        build_options(TcpOptions, query=address.query, of="tcp")
+        return host_and_port(address)
 
 
-def open_transport(address: str, **options: object) -> TcpTransport:
-    """The transport behind `tcp://host:port`; it has no options."""
-    _host_and_port(address)
-    if options:
-        raise OptionError(f"tcp: has no option {min(options)!r}")
-    return TcpTransport()
-
-
-# ---- addresses ----
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise AddressError(f"{address!r} is not a TCP address ({error}); write tcp://host:port") from error
-    extra = parts.path.strip("/") or parts.query or parts.fragment or parts.username
-    if parts.scheme != "tcp" or port is None or extra:
-        raise AddressError(f"{address!r} is not a TCP address; write tcp://host:port, IPv6 as tcp://[::1]:port")
-    return host.replace("%25", "%"), port
-
-
-def _format(sockname: tuple[object, ...]) -> str:
-    host, port = str(sockname[0]), sockname[1]
-    if ":" not in host:
-        return f"tcp://{host}:{port}"
-    scope = sockname[3] if len(sockname) > 3 else 0
-    if isinstance(scope, int) and scope and "%" not in host:
-        host = f"{host}%{socket.if_indextoname(scope)}"
-    return f"tcp://[{host}]:{port}"
-
-
-def _dialable(sock: socket.socket) -> list[str]:
-    """The addresses by which a peer reaches a listening socket; the one for other machines comes first."""
-    name = sock.getsockname()
-    if name[0] not in ("0.0.0.0", "::"):
-        return [_format(name)]
-    loopback, elsewhere = ("127.0.0.1", "192.0.2.1") if sock.family == socket.AF_INET else ("::1", "2001:db8::1")
-    found = []
-    with contextlib.suppress(OSError), socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
-        # Connecting a datagram socket sends nothing; it only asks which address the way out starts from.
-        probe.connect((elsewhere, 9))
-        found.append(_format((probe.getsockname()[0], name[1])))
-    here = _format((loopback, name[1]))
-    return [*(address for address in found if address != here), here]
-
-
-async def _resolve(address: str, host: str, port: int) -> list[_Info]:
-    """The addresses behind a host, families taking turns, each once."""
-    try:
-        try:
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        except socket.gaierror:
-            # Not a number, so the name service has to be asked, which may take long: in a thread.
-            infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        raise ConnectError(f"the host of {address} cannot be found: {_reason(error)}") from error
-    queues: dict[socket.AddressFamily, deque[_Info]] = {}
-    for family, _type, _protocol, _name, where in infos:
-        queue = queues.setdefault(family, deque())
-        if (family, where) not in queue:
-            queue.append((family, where))
-    turns: list[_Info] = []
-    while any(queues.values()):
-        turns += [queue.popleft() for queue in queues.values() if queue]
-    return turns
+def open_transport(address: str | Address, **options: object) -> TcpTransport:
+    """The transport behind `tcp://host:port`. Options: the fields of `TcpOptions`."""
+    query = parse_address(address).query
+    return TcpTransport(build_options(TcpOptions, query=query, keywords=options, of="tcp"))
 
 
 # ---- sockets ----
@@ -237,14 +197,16 @@ async def _resolve(address: str, host: str, port: int) -> list[_Info]:
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-async def _open(sock: socket.socket, *, accepted: bool = False) -> TcpStream:
+async def _open(sock: socket.socket, options: TcpOptions, *, accepted: bool = False) -> TcpStream:
     """A stream on a connected socket, which is closed when that fails."""
     loop = asyncio.get_running_loop()
     try:
         sock.setblocking(False)
         # Messages are complete when they are sent; waiting for more to go with them only adds latency.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream = TcpStream(sock, _format(sock.getpeername()))
+        stream = TcpStream(
+            sock, format_address(sock.getpeername()), close_timeout_seconds=options.close_timeout_seconds
+        )
         if accepted:
             await loop.connect_accepted_socket(lambda: stream, sock)
         else:
@@ -255,7 +217,7 @@ async def _open(sock: socket.socket, *, accepted: bool = False) -> TcpStream:
     return stream
 
 
-async def _dial(address: str, infos: Sequence[_Info]) -> socket.socket:
+async def _dial(address: str, infos: Sequence[Endpoint]) -> socket.socket:
     """A socket connected to whichever of the addresses answers first, each given a head start over the next."""
     if len(infos) == 1:
         return await _connect(*infos[0])
@@ -273,7 +235,7 @@ async def _dial(address: str, infos: Sequence[_Info]) -> socket.socket:
                 error = attempt.exception()
                 if error is None:
                     return attempt.result()
-                failures.append(_reason(error))
+                failures.append(reason(error))
     finally:
         for attempt in attempts:
             attempt.cancel()
@@ -323,17 +285,11 @@ def _close_all(sockets: Sequence[socket.socket]) -> None:
         sock.close()
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "it refused, so nothing listens there"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
 def _listen_error(address: str, error: OSError) -> TransportError:
     advice = {
         errno.EADDRINUSE: "it is in use; choose another port, or port 0 for a free one",
         errno.EADDRNOTAVAIL: "it is not an address of this machine; listen on 127.0.0.1, or on 0.0.0.0 for all",
         errno.EAFNOSUPPORT: "this machine has no such addresses; listen on 0.0.0.0",
         errno.EACCES: "this port needs privileges; choose one above 1023",
-    }.get(error.errno or 0, _reason(error))
+    }.get(error.errno or 0, reason(error))
     return TransportError(f"cannot listen on {address}: {advice}")
