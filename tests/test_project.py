@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import configparser
 import os
 import re
@@ -51,10 +50,6 @@ def own_files() -> Iterator[Path]:
         yield from (Path(folder) / file for file in files if file != ".git" and not file.endswith(".pyc"))
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-
-
 def test_every_make_command_that_the_documents_name_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     documents = [ROOT / "README.md", ROOT / ".ci" / "run", *(ROOT / "docs").rglob("*.md")]
@@ -75,13 +70,6 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
         if "://" not in target and not (document.parent / target).exists()
     ]
     assert broken == []
-
-
-def test_the_readme_s_writer_and_reader_are_python_of_at_most_twenty_lines() -> None:
-    writer, reader = code_blocks("python")
-    for program in (writer, reader):
-        ast.parse(program)
-        assert len(program.splitlines()) <= 20
 
 
 @pytest.mark.parametrize("host", REGISTRY_HOSTS)
