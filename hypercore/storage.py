@@ -119,6 +119,9 @@ class Storage(ABC):
     persistent: bool = True
     #: False when this place can only be read.
     writable: bool = True
+    #: True when a commit seldom waits, and nothing in it asks which task it runs in (as timeouts do). The engine
+    #: then begins it in the caller's task; a commit that may not be torn by a cancelled caller needs one of its own.
+    prompt: bool = False
 
     @abstractmethod
     async def open(self, name: str, *, create: bool = False) -> RandomAccess:

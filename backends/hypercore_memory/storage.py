@@ -190,6 +190,7 @@ class MemoryStorage(Storage):
     """Files in the memory of this process: private, or shared by everybody who says the same `name`."""
 
     persistent = False
+    prompt = True
 
     def __init__(self, name: str | None = None) -> None:
         self.closed = False
