@@ -158,6 +158,8 @@ class FileOptions:
 class FileStorage(Storage):
     """The files of one folder, which is made with the first of them. The options are those of `FileOptions`."""
 
+    prompt = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],
