@@ -7,7 +7,7 @@ delegated. Design: an object a core, no callbacks but `on_wait`, waiting that sa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -33,7 +33,7 @@ from hypercore.log.seek import Found
 from hypercore.plugins import open_storage
 from hypercore.proofs import BlockRequest, HashRequest, Proof, ProofRequest, SeekRequest, UpgradeRequest
 from hypercore.protocol.remote import Demand, RemotePeer
-from hypercore.replication import Hub, Peer
+from hypercore.replication import GROWING, STORING, Hub, Peer
 from hypercore.session import Replication
 from hypercore.storage import Storage
 from hypercore.streams import WriteStream, read_blocks, read_bytes
@@ -130,7 +130,6 @@ class Hypercore:
         self._wait = wait
         self._timeout = timeout
         self._on_wait = on_wait
-        self._storage: Storage | None = None
         self._log: Log | None = None
         self._hub: Hub | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -166,7 +165,7 @@ class Hypercore:
             if owned:
                 await storage.aclose()
             raise
-        self._storage, self._log = storage, log
+        self._log = log
         self._hub = hub = Hub(log)
         hub.on_change.append(self._changed)
         hub.on_peer.append(self._peer_changed)
@@ -188,8 +187,6 @@ class Hypercore:
             queue.put_nowait(None)
         if self._log is not None:
             await self._log.aclose()
-        if self._storage is not None:
-            await self._storage.aclose()
 
     async def __aenter__(self) -> Self:
         await self.ready()
@@ -365,12 +362,13 @@ class Hypercore:
             log = self._opened
         if self._is_closed:
             raise ClosedError("the core is closed")
-        try:
-            block = await log.get(index)
-        except CorruptError:
-            if not (self._wait if wait is None else wait) or not self.hub.may_have_peers:
-                raise
-            block = None
+        block = None
+        if 0 <= index < log.length:
+            try:
+                block = await log.get(index)
+            except CorruptError:
+                if not (self._wait if wait is None else wait) or not self.hub.may_have_peers:
+                    raise
         if block is None:
             block = await self._fetch(index, wait, timeout)
         return block if self._codec is BINARY else self._codec.decode(block)
@@ -378,7 +376,8 @@ class Hypercore:
     async def get_raw(self, index: int) -> bytes:
         """Block `index` as it is stored, undecoded; waits as `get` does."""
         await self.ready()
-        block = await self._check_open().get(index)
+        log = self._check_open()
+        block = await log.get(index) if 0 <= index < log.length else None
         return block if block is not None else await self._fetch(index, None, None)
 
     async def _fetch(self, index: int, wait: bool | None, timeout: float | None) -> bytes:
@@ -471,10 +470,10 @@ class Hypercore:
         hub = self.hub
         hub.replicator.add_demand(demand)
         hub.pump()
-        state = asyncio.ensure_future(self._state_change())
+        state: asyncio.Future[None] = asyncio.ensure_future(self._state_change())
         try:
             # A change of the peers (the last one left) must wake us too.
-            await asyncio.wait([waiter, state], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((waiter, state), return_when=asyncio.FIRST_COMPLETED)
             return waiter.result() if waiter.done() else True
         finally:
             state.cancel()
@@ -663,24 +662,23 @@ class Hypercore:
             if self._hub is not None and not self._hub.may_have_peers:
                 self._wake_all()
             return
-        if change.stored and self._block_waiters:
-            self._wake_blocks(change.stored)
-        if change.tree_changed:
+        if self._block_waiters and change.kind in STORING:
+            self._wake_blocks(change.start, change.end)
+        if change.kind in GROWING:
             self._wake_state()
         if self._event_queues:
             self._emit_change(change)
 
-    def _wake_blocks(self, stored: Sequence[tuple[int, int]]) -> None:
+    def _wake_blocks(self, start: int, end: int) -> None:
         waiting = self._block_waiters
-        for start, end in stored:
-            if end - start < len(waiting):
-                indexes: Iterable[int] = [index for index in range(start, end) if index in waiting]
-            else:
-                indexes = [index for index in waiting if start <= index < end]
-            for index in indexes:
-                for waiter in waiting.pop(index):
-                    if not waiter.done():
-                        waiter.set_result(None)
+        if end - start < len(waiting):
+            indexes = [index for index in range(start, end) if index in waiting]
+        else:
+            indexes = [index for index in waiting if start <= index < end]
+        for index in indexes:
+            for waiter in waiting.pop(index):
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def _wake_state(self) -> None:
         waiters, self._state_waiters = self._state_waiters, []
@@ -704,13 +702,13 @@ class Hypercore:
 
     def _emit_change(self, change: LogChange) -> None:
         log = self._opened
-        if change.kind in ("append", "upgrade"):
-            self._emit(Appended(log.length, log.byte_length))
-        elif change.kind in ("truncate", "reorg"):
-            self._emit(Truncated(log.length, log.fork))
-        if change.kind != "append":
-            for start, end in change.stored:
-                self._emit(Downloaded(start, end))
+        match change.kind:
+            case "append" | "upgrade":
+                self._emit(Appended(log.length, log.byte_length))
+            case "truncate":
+                self._emit(Truncated(log.length, log.fork))
+            case "blocks":
+                self._emit(Downloaded(change.start, change.end))
 
     def _peer_changed(self, peer: Peer, is_added: bool) -> None:
         if self._event_queues:

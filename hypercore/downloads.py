@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hypercore.errors import BlockNotAvailableError
 from hypercore.log.engine import Log, LogChange
 from hypercore.protocol.replicator import Download as Wanted
-from hypercore.replication import Hub
+from hypercore.replication import DROPPING, STORING, Hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +100,16 @@ class Download:
             if not self._hub.may_have_peers:
                 self._wake()
             return
-        if change.dropped:
+        start, end = change.start, change.end
+        if change.kind in DROPPING:
             # Blocks may have been here or not; count anew, it is rare.
             self._recount()
-        else:
-            for start, end in change.stored:
-                if self._blocks is not None:
-                    self._have += sum(index in self._blocks for index in range(start, end))
-                else:
-                    last = end if self._end is None else min(end, self._end)
-                    self._have += max(0, last - max(start, self._start))
+        elif change.kind in STORING:
+            if self._blocks is not None:
+                self._have += sum(index in self._blocks for index in range(start, end))
+            else:
+                last = end if self._end is None else min(end, self._end)
+                self._have += max(0, last - max(start, self._start))
         self._finish_if_done()
 
     def _recount(self) -> None:

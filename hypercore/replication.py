@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from hypercore.bitfield import Bitfield
 from hypercore.errors import (
     BlockNotAvailableError,
     CorruptError,
@@ -29,6 +30,11 @@ from hypercore.protocol.replicator import Replicator, UnaskedPartError
 
 if TYPE_CHECKING:
     from hypercore.session import Replication
+
+#: What a change of the log means to others: blocks came, blocks went, the signed tree is another one.
+STORING: Final = ("append", "blocks")
+DROPPING: Final = ("clear", "truncate")
+GROWING: Final = ("append", "upgrade", "truncate")
 
 REASON_NOT_AVAILABLE: Final = 1
 REASON_INVALID_REQUEST: Final = 2
@@ -249,12 +255,12 @@ class Peer:
     async def _reorg(self, proof: Proof) -> None:
         hub, followed = self._hub, False
         try:
-            reorg = self._log.begin_reorg(proof)
+            reorg = await self._log.begin_reorg(proof)
             while (request := reorg.next_request()) is not None:
                 answer = await self._demand(request)
                 if answer is None:
                     break
-                await reorg.receive(answer, self._log)
+                await reorg.receive(self._log, answer)
             await self._log.commit_reorg(reorg)
             followed = True
         except (VerificationError, DecodeError) as error:
@@ -298,15 +304,17 @@ class Peer:
     def take_change(self, change: LogChange) -> None:
         """Announce what the log did."""
         remote = self.remote
-        for start, end in change.dropped:
-            self._ranges.append(messages.Range(True, start, end - start))
-        for start, end in change.stored:
-            missing = start if start >= remote.prefix else min(end, remote.prefix)
+        kind, start, end = change.kind, change.start, change.end
+        if kind in STORING:
+            # What the peer has itself, above all what it just sent us, is no news to it.
+            missing = max(start, remote.prefix)
             if missing < end and not (end - missing == 1 and remote.has(missing)):
                 self._ranges.append(messages.Range(False, start, end - start))
+        elif kind in DROPPING and start < end:
+            self._ranges.append(messages.Range(True, start, end - start))
         if len(self._ranges) > MOST_WAITING_RANGES:
             self._ranges = _covering(self._ranges, self._log)
-        if change.tree_changed:
+        if kind in GROWING:
             self._sync_due = True
         self.session.wake()
 
@@ -364,7 +372,7 @@ class Peer:
             can_upgrade=can_upgrade,
             uploading=True,
             downloading=True,
-            has_manifest=log.has_manifest,
+            has_manifest=self._hub.local.has_manifest,
             allow_push=False,
         )
 
@@ -384,12 +392,6 @@ class Peer:
     async def _answer(self, request: messages.Request) -> None:
         """Wire spec, section 5.8."""
         log, send, asked = self._log, self.channel.send, request.proof
-        if asked.fork != log.fork:
-            if asked.manifest and log.has_manifest:
-                send(messages.Data(request.id, Proof(asked.fork, manifest=log.encoded_manifest)))
-            else:
-                send(messages.NoData(request.id, REASON_NOT_AVAILABLE))
-            return
         try:
             proof = await log.prove(asked)
         except BlockNotAvailableError:
@@ -437,12 +439,47 @@ class Peer:
             first = stop
 
 
+class LocalTree:
+    """The log, as the replicator looks at it."""
+
+    __slots__ = ("_log",)
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    @property
+    def fork(self) -> int:
+        return self._log.fork
+
+    @property
+    def length(self) -> int:
+        return self._log.length
+
+    @property
+    def byte_length(self) -> int:
+        return self._log.byte_length
+
+    @property
+    def bitfield(self) -> Bitfield:
+        return self._log.bitfield
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether there is a manifest that readers need; a compat core's follows from its key."""
+        return self._log.manifest is not None and not self._log.is_compat
+
+    @property
+    def needs_manifest(self) -> bool:
+        return self._log.manifest is None
+
+
 class Hub:
     """One log, its replicator, and the peers of all connections."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
-        self.replicator = Replicator(log)
+        self.local = LocalTree(log)
+        self.replicator = Replicator(self.local)
         self.replicator.on_give_up = self._give_up
         self.peers: list[Peer] = []
         self._by_remote: dict[RemotePeer, Peer] = {}

@@ -331,23 +331,23 @@ class Replicator:
         end = limit if download.end is None else min(limit, download.end)
         cursor = max(download.start, peer.cursors.get(download, 0))
         while len(chosen) < room:
-            index = have.first_unset(cursor, end)
-            if index is None:
+            missing = have.first_unset(cursor, end)
+            if missing is None:
                 cursor = end
                 break
-            if index in asked:
-                cursor = index + 1
+            if missing in asked:
+                cursor = missing + 1
                 continue
-            held = peer.first_held(index, end)
-            if held != index:
-                peer.want(index)
+            held = peer.first_held(missing, end)
+            if held != missing:
+                peer.want(missing)
             if held is None:
                 cursor = end
                 break
-            if held == index:
-                chosen.append(index)
-                asked[index] = []
-                cursor = index + 1
+            if held == missing:
+                chosen.append(missing)
+                asked[missing] = []
+                cursor = missing + 1
             else:
                 cursor = held
         peer.cursors[download] = cursor
@@ -393,26 +393,28 @@ class Replicator:
         if self._upgrading is not None or not peer.can_upgrade or peer.acked_length != local.length:
             return
         upgrade = UpgradeRequest(local.length, peer.length - local.length)
-        index = self._wanted_at(local.length)
-        block = BlockRequest(index, 0) if index is not None and peer.has(index) else None
+        block = None
+        if self._is_wanted(local.length) and peer.has(local.length):
+            block = BlockRequest(local.length, 0)
         request = ProofRequest(local.fork, block=block, upgrade=upgrade, manifest=wants_manifest)
         ask = self._ask(peer, AskKind.UPGRADE, request, now)
-        if block is not None and index is not None:
+        if block is not None:
             # The first new block travels with the proof that makes it readable: one round trip less.
-            ask.index = index
-            self._asked.setdefault(index, []).append(peer)
+            ask.index = local.length
+            self._asked.setdefault(ask.index, []).append(peer)
+            self._idle_gets.pop(ask.index, None)
         self._upgrading = peer
         asks.append(ask)
 
-    def _wanted_at(self, index: int) -> int | None:
+    def _is_wanted(self, index: int) -> bool:
         if index in self._asked:
-            return None
+            return False
         if index in self._gets:
-            return index
-        for download in self._downloads:
-            if download.blocks is None and download.start <= index and (download.end is None or index < download.end):
-                return index
-        return None
+            return True
+        return any(
+            each.blocks is None and each.start <= index and (each.end is None or index < each.end)
+            for each in self._downloads
+        )
 
     def _ask_for_fork(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
         if self._forking is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hypercore.log.bitfield import Bitfield
+from hypercore.bitfield import Bitfield
 from hypercore.proofs import BlockProof, HashProof, HashRequest, Proof, ProofRequest, UpgradeProof, UpgradeRequest
 from hypercore.protocol import messages
 from hypercore.protocol.remote import REMEMBERED_BLOCKS, WANT_REGION_BLOCKS, Ask, AskKind, Demand, RemotePeer
