@@ -222,6 +222,10 @@ class Replication:
         except HypercoreError as error:
             if self.error is None and not (self.is_closed and isinstance(error, StreamClosedError)):
                 self.error = error
+        except Exception as error:
+            # A fault of ours: this connection ends, the process and the other peers go on, and it is not hidden.
+            self._loop.call_exception_handler({"message": "a replication failed", "exception": error})
+            self.error = ProtocolError(f"an internal error: {error!r}")
         finally:
             self.is_closed = True
             await self._clean_up()

@@ -700,6 +700,7 @@ class Log:
             raise VerificationError(f"fork {verified.fork} is not newer than ours, {state.fork}")
         nodes = await reorg.nodes(state.tree)
         state.authority = verified.authority
+        state.tree.hash_with(state.authority.tree_hash)
         await self._cut(reorg.ancestors, verified.fork, upgrade.roots, upgrade.length, upgrade.signature, nodes=nodes)
 
     # ---- taking away ---------------------------------------------------------------------------------

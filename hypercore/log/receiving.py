@@ -38,7 +38,9 @@ class Batch:
         state, tree = self._state, self._state.tree
         verified = verify_proof(proof, length=self.length, fork=state.fork, roots=self.roots, authority=self.authority)
         nodes = await settle(tree, verified)
-        self.authority = verified.authority
+        if verified.authority is not self.authority:
+            self.authority = verified.authority
+            tree.hash_with(self.authority.tree_hash)
         upgrade = None
         if verified.upgrade is not None:
             new = verified.upgrade

@@ -85,6 +85,10 @@ class NodeStore:
 
     # ---- what the tree is ----------------------------------------------------------------------------
 
+    def hash_with(self, tree_hash: TreeHash) -> None:
+        """The manifest was learned, and it says which hash the tree is made with."""
+        self._tree_hash = tree_hash
+
     def set_roots(self, roots: Iterable[Node], length: int) -> None:
         """These are the checked roots of the tree, which has `length` blocks."""
         self._roots = tuple(roots)
