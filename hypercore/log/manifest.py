@@ -31,7 +31,6 @@ MAX_PATCH_NODES: Final = 128
 _HASH_NUMBERS: Final = {"blake2b": 0, "blake3": 0xB3}
 _HASH_NAMES: Final = {number: name for name, number in _HASH_NUMBERS.items()}
 _TREE_HASHES: Final = {"blake2b": crypto.BLAKE2B, "blake3": crypto.BLAKE3}
-_SIGNER_SIZE: Final = 65
 _SMALLEST_ENTRY_SIZE: Final = 66
 _SMALLEST_NODE_SIZE: Final = 34
 
@@ -184,7 +183,8 @@ def _decode_hash(reader: Reader) -> str:
 
 
 def _decode_signers(reader: Reader) -> tuple[Signer, ...]:
-    count = reader.count(smallest_item_size=_SIGNER_SIZE, limit=MAX_SIGNERS)
+    # A signer of an unknown scheme may be shorter than ours, and must be found newer, not damaged.
+    count = reader.count(smallest_item_size=1, limit=MAX_SIGNERS)
     return tuple(_decode_signer(reader) for _ in range(count))
 
 
