@@ -74,7 +74,7 @@ class FileHandle(RandomAccess):
 
     async def read(self, offset: int, size: int) -> bytes:
         descriptor = self._descriptor
-        if 0 < size <= DIRECT_BYTES_MAX and descriptor.nowait and not self._closed:
+        if 0 < size <= DIRECT_BYTES_MAX and offset >= 0 and descriptor.nowait and not self._closed:
             view = _scratch.view[:size]
             try:
                 if os.preadv(descriptor.fd, (view,), offset, _NOWAIT) == size:
@@ -264,7 +264,9 @@ class FileStorage(Storage):
         """One handle less."""
         descriptor.handles -= 1
         if not descriptor.handles and not descriptor.pinned:
-            self._files.pop(os.path.basename(descriptor.path), None)
+            name = os.path.basename(descriptor.path)
+            if self._files.get(name) is descriptor:  # and not a new file of that name
+                del self._files[name]
             descriptor.close()
 
     async def in_thread(

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hypercore.testing.flaky import FlakyStream
+    from hypercore.testing.storages import StorageContract
     from hypercore.testing.transports import TransportContract
+    from hypercore.testing.wrappers import CrashStorage, FaultyStorage, LatencyStorage
 
-__all__ = ["FlakyStream", "TransportContract"]
+__all__ = ["CrashStorage", "FaultyStorage", "FlakyStream", "LatencyStorage", "StorageContract", "TransportContract"]
 
 _HOMES = {
+    "CrashStorage": "hypercore.testing.wrappers",
+    "FaultyStorage": "hypercore.testing.wrappers",
     "FlakyStream": "hypercore.testing.flaky",
+    "LatencyStorage": "hypercore.testing.wrappers",
+    "StorageContract": "hypercore.testing.storages",
     "TransportContract": "hypercore.testing.transports",
 }
 
