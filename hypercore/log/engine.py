@@ -280,7 +280,9 @@ class Log:
     @property
     def writable(self) -> bool:
         """Whether `append` and `truncate` can work."""
-        return self._state.key_pair is not None and not self._read_only
+        state = self._state
+        manifest = state.authority.manifest
+        return state.key_pair is not None and not self._read_only and (manifest is None or manifest.quorum == 1)
 
     @property
     def read_only(self) -> bool:
@@ -905,8 +907,8 @@ class Log:
             self._notify("upgrade", 0, state.length)
         elif state.length > old.length:
             self._notify("upgrade", old.length, state.length)
-        for start, end in state.bitfield.runs(0, state.length):
-            self._notify("blocks", start, end)
+        for start, count in state.bitfield.runs(0, state.length):
+            self._notify("blocks", start, start + count)
 
     def _notify(self, kind: Literal["append", "upgrade", "blocks", "clear", "truncate"], start: int, end: int) -> None:
         if not self.listeners:
