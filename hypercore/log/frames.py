@@ -21,9 +21,9 @@ MAX_BODY_SIZE: Final = 2**29 - 1
 
 #: What an entry holds besides user data and nodes: an upgrade with its signature, and a bit range.
 _MAX_REST_SIZE: Final = 70_000
-#: Bytes that a search may put through the checksum, as a multiple of what it searches. Real damage needs less
-#: than one; only a file made for the purpose needs more, and it must not keep us busy for hours.
-_SEARCH_EFFORT: Final = 16
+#: Bytes that a search may put through the checksum. The torn write of the largest entry there is needs a third of it;
+#: only a file made for the purpose needs more, and it must not keep us busy for hours.
+SEARCH_EFFORT: Final = 4 * 2**30
 
 _pack_u32 = struct.Struct("<I").pack
 _pack_head = struct.Struct("<II").pack
@@ -63,14 +63,13 @@ def read_frame(data: bytes, offset: int, end: int) -> Frame | None:
     return Frame(word & 1, bool(word & 2), body, stop)
 
 
-def find_entry_frame(data: bytes, offset: int, bit: int) -> int | None:
+def find_entry_frame(data: bytes, offset: int, bit: int, *, effort: int = SEARCH_EFFORT) -> int | None:
     """Where behind `offset` the first whole frame lies that carries `bit` and could hold an entry.
 
-    Answers with an offset, too, when finding out would take unreasonably long: then the bytes were made to look
-    like entries, and are not the rest of an unfinished write.
+    Answers with an offset, too, when more than `effort` bytes would have to be summed up to find out: then the bytes
+    were made to look like entries, and are not the rest of an unfinished write.
     """
     size = len(data)
-    effort = _SEARCH_EFFORT * (size - offset)
     view = memoryview(data)
     # The byte before a body is the top byte of its length, nearly always zero: a quick thing to search for. Two bytes
     # further left is the one with the bit; the first one behind is the flags of an entry.
@@ -92,19 +91,29 @@ def find_entry_frame(data: bytes, offset: int, bit: int) -> int | None:
 
 
 def _could_be_entry(data: bytes, start: int, stop: int) -> bool:
-    """Whether the size of a body fits what its first bytes announce: sorts nearly all chance finds out."""
+    """Whether the body is as long as its fields say, as far as can be told without walking through its nodes."""
     flags, offset = data[start], start + 1
-    largest = _MAX_REST_SIZE
     try:
         if flags & 1:
-            for _ in range(2):
-                size, offset = decode_uint(data, offset, stop)
-                offset += size
+            offset = _skip(data, offset, stop, buffers=2)
         if flags & 2:
             count, offset = decode_uint(data, offset, stop)
-            if count * SMALLEST_NODE_SIZE > stop - offset:
-                return False
-            largest += count * LARGEST_NODE_SIZE
+            left = stop - offset
+            return count * SMALLEST_NODE_SIZE <= left <= count * LARGEST_NODE_SIZE + _MAX_REST_SIZE
+        if flags & 4:
+            offset = _skip(data, offset, stop, numbers=3, buffers=1)
+        if flags & 8:
+            offset = _skip(data, offset + 1, stop, numbers=2)
     except DecodeError:
         return False
-    return 0 <= stop - offset <= largest
+    return offset == stop
+
+
+def _skip(data: bytes, offset: int, stop: int, *, numbers: int = 0, buffers: int = 0) -> int:
+    """The offset behind so many numbers and buffers."""
+    for _ in range(numbers):
+        _number, offset = decode_uint(data, offset, stop)
+    for _ in range(buffers):
+        size, offset = decode_uint(data, offset, stop)
+        offset += size
+    return offset

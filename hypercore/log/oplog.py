@@ -183,7 +183,8 @@ def parse_oplog(data: bytes, *, limit: int = MAX_OPLOG_SIZE) -> OplogImage:
         message = f"the header in slot {state.active} has {active.leftover} bytes behind its last field"
         findings.append(Finding(FindingKind.HEADER_LEFTOVER, active.end - active.leftover, message))
     entries, offsets, end_offset, problem = _read_entries(data, state.active)
-    if problem:
+    header_lost = any(finding.kind is FindingKind.DAMAGED_ACTIVE_SLOT for finding in findings)
+    if problem and not (header_lost and problem.kind is FindingKind.STALE_ENTRIES):
         findings.append(problem)
     whole = len(entries)
     while whole and entries[whole - 1][1]:
