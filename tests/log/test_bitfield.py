@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from hypercore.log.bitfield import PAGE_BLOCKS, PAGE_SIZE, Bitfield
+from hypercore.bitfield import PAGE_BLOCKS, PAGE_SIZE, Bitfield
 from tests import disk_vectors
 
 #: Three pages and a bit.

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from hypercore.bitfield import PAGE_SIZE, Bitfield
 from hypercore.crypto import BLAKE2B
 from hypercore.errors import CorruptError
-from hypercore.log.bitfield import PAGE_SIZE, Bitfield
 from hypercore.log.flat_tree import full_roots
 from hypercore.log.oplog import BitRange, Entry, Header, ReorgHint, Replayed, TreeUpgrade, replay
 from hypercore.proofs import Node
