@@ -149,10 +149,10 @@ class Connection:
         if isinstance(known, Channel):
             self._mux.keep(known)
             return known
-        initiator, responder = (
-            blake2b(use, key, key=self._stream.handshake_hash) for use in (REPLICATE_INITIATOR, REPLICATE_RESPONDER)
+        ours, theirs = (
+            capability(key, self._stream.handshake_hash, initiator=initiator)
+            for initiator in (self._stream.initiator, not self._stream.initiator)
         )
-        ours, theirs = (initiator, responder) if self.role == "initiator" else (responder, initiator)
         channel = Channel(self._mux, key, name, capability=ours, remote_capability=theirs, events=self._events)
         try:
             self._mux.open(channel)
@@ -220,6 +220,11 @@ class Connection:
         if self.error is error:
             raise error
         raise self.error from error
+
+
+def capability(key: bytes, handshake_hash: bytes, *, initiator: bool) -> bytes:
+    """The 32 bytes by which a side of this stream proves that it knows the core's key (wire spec, section 4.1)."""
+    return blake2b(REPLICATE_INITIATOR if initiator else REPLICATE_RESPONDER, key, key=handshake_hash)
 
 
 class _HypercoreMux(Mux):
