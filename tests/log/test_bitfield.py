@@ -167,6 +167,8 @@ def test_nothing_is_ever_set_at_or_above_the_limit() -> None:
     bitfield.load_page(1, b"\xff" * PAGE_SIZE)
     bitfield.load_page(2, b"\xff" * PAGE_SIZE)
     assert list(bitfield.runs()) == [(0, PAGE_BLOCKS + 13)]
+    assert not bitfield.get(PAGE_BLOCKS + 13)
+    assert not bitfield.get(2 * PAGE_BLOCKS)
     assert bitfield.first_unset() is None
     assert not bitfield.is_full(0, PAGE_BLOCKS + 14)
     assert bitfield.count() == PAGE_BLOCKS + 13

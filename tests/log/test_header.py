@@ -177,6 +177,7 @@ def test_reorg_hints_stay_few_and_never_promise_more_than_the_newest_fork_kept()
     assert [hint.ancestors for hint in hints] == [5, 7, 9, 11]
     hints = add_reorg_hint(hints, from_fork=5, to_fork=6, ancestors=8)
     assert hints == (ReorgHint(2, 3, 7), ReorgHint(5, 6, 8))
+    assert len(add_reorg_hint(hints, from_fork=6, to_fork=7, ancestors=8)) == 3
     assert add_reorg_hint(hints, from_fork=6, to_fork=7, ancestors=0) == (ReorgHint(6, 7, 0),)
 
 

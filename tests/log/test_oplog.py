@@ -210,6 +210,12 @@ def test_a_damaged_slot_is_doubtful_when_no_entry_proves_it_the_older_one(damage
     assert (reason.kind, reason.offset) == (FindingKind.DOUBTFUL_SLOT, damaged)
 
 
+def test_an_empty_slot_is_doubtful_when_it_must_have_been_written() -> None:
+    assert _kinds(slot(HEADER, 0) + bytes(SLOT)) == []
+    assert _kinds(slot(HEADER, 1) + bytes(SLOT)) == [FindingKind.DOUBTFUL_SLOT], "bit 1 comes after a turn of slot 1"
+    assert _kinds(bytes(SLOT) + slot(HEADER, 1)) == [FindingKind.DOUBTFUL_SLOT]
+
+
 def test_a_damaged_slot_is_harmless_when_the_entries_belong_to_the_other_one() -> None:
     data = bytearray(slot(HEADER, 0) + slot(Header(key=KEY, length=3), 1) + frame(encode_entry(NOTE), bit=1))
     data[20] ^= 1
