@@ -378,19 +378,19 @@ class RandomAccessContract:
             raise AssertionError(f"byte {first} of {size} is {got[first]} and not {want[first]} (seed {self.seed})")
 
     async def _expect_closed(self, file: RandomAccess) -> None:
-        calls = {
-            "read": file.read(0, 1),
-            "a read of no bytes": file.read(0, 0),
-            "read_many": file.read_many([(0, 1)]),
-            "write": file.write(0, b"x"),
-            "an empty write": file.write(0, b""),
-            "delete": file.delete(0, 1),
-            "truncate": file.truncate(0),
-            "size": file.size(),
-            "sync": file.sync(),
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "read": lambda: file.read(0, 1),
+            "a read of no bytes": lambda: file.read(0, 0),
+            "read_many": lambda: file.read_many([(0, 1)]),
+            "write": lambda: file.write(0, b"x"),
+            "an empty write": lambda: file.write(0, b""),
+            "delete": lambda: file.delete(0, 1),
+            "truncate": lambda: file.truncate(0),
+            "size": file.size,
+            "sync": file.sync,
         }
         for name, call in calls.items():
-            await self._raises(ClosedError, call, f"{name} of a closed file")
+            await self._raises(ClosedError, call(), f"{name} of a closed file")
 
     async def _adopt_delete(self, file: RandomAccess, model: bytearray, offset: int, size: int) -> None:
         """Check what a delete has left, and take it over into the model, which may not foretell it."""

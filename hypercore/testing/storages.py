@@ -14,7 +14,7 @@ each of its `test_` methods is then one promise that your backend keeps:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from hypercore.errors import ClosedError, FencedError, LockedError, OptionError, StorageMissingError
@@ -224,6 +224,7 @@ class StorageContract(RandomAccessContract):
                     Truncate("data", 20),
                     Write("data", 12, b"end"),
                     Sync(("tree",)),
+                    Write("tree", 1, b"last"),
                 ],
             )
 
@@ -316,16 +317,16 @@ class StorageContract(RandomAccessContract):
             await storage.aclose()
             await self._expect_closed(file)
             await file.aclose()
-            calls = {
-                "open": storage.open("data"),
-                "open to make": storage.open("new", create=True),
-                "names": storage.names(),
-                "unlink": storage.unlink("data"),
-                "acquire": storage.acquire(),
-                "commit": storage.commit([Write("data", 0, b"z")]),
+            calls: dict[str, Callable[[], Awaitable[object]]] = {
+                "open": lambda: storage.open("data"),
+                "open to make": lambda: storage.open("new", create=True),
+                "names": storage.names,
+                "unlink": lambda: storage.unlink("data"),
+                "acquire": storage.acquire,
+                "commit": lambda: storage.commit([Write("data", 0, b"z")]),
             }
             for name, call in calls.items():
-                await self._raises(ClosedError, call, f"{name} of a closed storage")
+                await self._raises(ClosedError, call(), f"{name} of a closed storage")
             await self._expect_content(await (await self._again(storage)).open("data"), b"xbc")
 
         self._prove(promise)
