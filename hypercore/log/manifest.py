@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hypercore import crypto
-from hypercore.encoding import MAX_SAFE_INTEGER, Reader, encode_buffer, encode_uint
+from hypercore.encoding import Reader, encode_buffer, encode_uint
 from hypercore.errors import DecodeError, NewerManifestError, NotWritableError, OptionError, VerificationError
 from hypercore.log.merkle import grow
 from hypercore.proofs import Node
@@ -333,7 +333,7 @@ class Authority:
             signed.add(number)
             patched_hash = tree_hash
             if patch:
-                if not manifest.allow_patch or length + patch > MAX_SAFE_INTEGER:
+                if not manifest.allow_patch:
                     return False
                 patched = grow(roots, length, length + patch, patch_nodes, self.tree_hash)
                 if patched is None:

@@ -354,9 +354,7 @@ def _climb(node: Node, path: Sequence[Node], authority: Authority, nodes: list[N
 
 def _with_sought(first: Node, path: Sequence[Node], sought: Node) -> tuple[Node, ...]:
     """The path with the root of a seek put into its place; where it does not belong, the climb will refuse it."""
-    place = flat_tree.depth(sought.index) - flat_tree.depth(first.index)
-    if not 0 <= place <= len(path):
-        raise VerificationError(f"tree node {sought.index} of the seek is not on the way up from {first.index}")
+    place = max(0, flat_tree.depth(sought.index) - flat_tree.depth(first.index))
     return (*path[:place], sought, *path[place:])
 
 

@@ -77,7 +77,6 @@ class Reorg:
         sibling = self._known.get(flat_tree.sibling(root.index))
         if sibling is not None and top.size != root.size:
             self._known[sibling.index] = sibling._replace(size=sibling.size + root.size - top.size)
-            self._doubtful -= {root.index, sibling.index}
         self._known.update((node.index, node) for node in verified.nodes)
         self._doubtful.update(verified.provisional)
         await self._compare(source)

@@ -116,8 +116,6 @@ async def held_nodes(source: NodeSource, indexes: Sequence[int]) -> tuple[Node, 
     if not indexes:
         return ()
     found = await source.nodes(indexes)
-    held = tuple(node for node in found if node is not None)
-    if len(held) != len(indexes):
-        missing = next(index for index, node in zip(indexes, found, strict=True) if node is None)
-        raise ProofNotHeldError(f"tree node {missing} is not stored here")
-    return held
+    if None in found:
+        raise ProofNotHeldError(f"tree node {indexes[found.index(None)]} is not stored here")
+    return tuple(found)  # type: ignore[arg-type]

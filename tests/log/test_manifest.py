@@ -244,6 +244,7 @@ def test_a_quorum_signs_together_and_no_signer_alone(version: int, hash_name: st
     roots = roots_of(6, authority.tree_hash)
     assert authority.verify(roots, 6, 1, authority.assemble(dict(parts[1:])))
     assert not authority.verify(roots, 6, 1, authority.assemble({0: parts[0][1], 1: parts[2][1]}))
+    assert authority.verify(roots, 6, 1, authority.assemble({**dict(parts[:2]), 2: bytes(64)}))
     with pytest.raises(NotWritableError, match="2 signatures"):
         authority.sign(tree_hash, 6, 1, key_pairs[0])
     with pytest.raises(NotWritableError, match="1 signatures of the 2"):

@@ -196,6 +196,7 @@ def test_a_block_costs_one_look_up_to_prove_and_one_to_settle() -> None:
         ProofRequest(0, hash=HashRequest(24, 0), upgrade=UpgradeRequest(5, 7)),
         ProofRequest(0, hash=HashRequest(24, 0), seek=SeekRequest(3), upgrade=UpgradeRequest(5, 8)),
         ProofRequest(0, hash=HashRequest(0, 1), seek=SeekRequest(2**53 - 1)),
+        ProofRequest(0, hash=HashRequest(0, 1), seek=SeekRequest(len(BLOCKS[0] + BLOCKS[1]))),
         ProofRequest(0, hash=HashRequest(0, 3), seek=SeekRequest(30, 2**53 - 1)),
         ProofRequest(1, block=BlockRequest(0, 0)),
     ],
@@ -241,6 +242,16 @@ def test_an_empty_block_is_a_block() -> None:
         writer = Writer([b"", b"a", b""])
         reader = await reader_of(writer, 3, [0, 2])
         assert reader.blocks == {0: b"", 2: b""}
+
+    run(fetch())
+
+
+def test_a_block_whose_leaf_is_known_leaves_no_node_to_store() -> None:
+    async def fetch() -> None:
+        writer = Writer(BLOCKS)
+        reader = await reader_of(writer, 13, [0])
+        proof = await writer.answer(ProofRequest(0, BlockRequest(1, 0)))
+        assert await settle(reader.tree, reader.verify(proof)) == []
 
     run(fetch())
 
@@ -304,13 +315,29 @@ def test_an_upgrade_past_any_safe_number_is_refused() -> None:
         reader = Reader(writer.authority.key)
         root = Node(2**52 - 1, 0, bytes(32))
         huge = proof.upgrade._replace(length=2**52 + 1)
-        beyond = proof.upgrade._replace(length=2**52, nodes=(root,), additional=(Node(2**54 - 1, 0, bytes(32)),))
+        beyond = proof.upgrade._replace(length=2**52, nodes=(root,), additional=(Node(2**53, 0, bytes(32)),))
         heavy = proof.upgrade._replace(nodes=tuple(n._replace(size=2**53 - 1) for n in proof.upgrade.nodes))
-        for upgrade in (huge, beyond, heavy, proof.upgrade._replace(length=0)):
-            with pytest.raises(VerificationError):
+        empty = proof.upgrade._replace(length=0)
+        for upgrade, why in ((huge, "from 0"), (empty, "from 0"), (beyond, "blocks"), (heavy, "bytes")):
+            with pytest.raises(VerificationError, match=f"(tree of [0-9]+ {why}$|upgrade {why})"):
                 reader.verify(proof._replace(upgrade=upgrade))
 
     run(flood())
+
+
+def test_a_block_past_the_end_and_a_node_out_of_place_are_named() -> None:
+    async def stray() -> None:
+        writer = Writer(BLOCKS)
+        reader = await reader_of(writer, 5)
+        with pytest.raises(VerificationError, match="block 5 is past the end, 5"):
+            reader.verify(Proof(0, BlockProof(5, BLOCKS[5], ())))
+        proof = await writer.answer(ProofRequest(0, upgrade=UpgradeRequest(5, 2)))
+        assert proof.upgrade is not None
+        upgrade = proof.upgrade._replace(additional=proof.upgrade.additional[1:])
+        with pytest.raises(VerificationError, match="does not follow on block 6"):
+            reader.verify(proof._replace(upgrade=upgrade))
+
+    run(stray())
 
 
 def test_a_manifest_that_is_not_the_cores_is_refused_and_one_that_cannot_be_read_says_so() -> None:
@@ -499,6 +526,49 @@ def test_a_shifted_pair_in_an_upgrade_is_provisional() -> None:
     run(forge())
 
 
+def test_sizes_can_be_shifted_only_between_two_nodes_that_are_both_given() -> None:
+    async def forge() -> None:
+        writer = Writer(BLOCKS)
+        reader = await reader_of(writer, 8)
+        tree = writer.tree
+
+        def moved(left: int, right: int) -> tuple[Node, Node]:
+            return tree[left]._replace(size=tree[left].size + 1), tree[right]._replace(size=tree[right].size - 1)
+
+        four, six = moved(4, 6)
+        zero, two = moved(0, 2)
+        one, five = moved(1, 5)
+        both_given = Proof(0, hash=HashProof(0, (tree[0], tree[2], tree[11])), seek=SeekProof(30, (six, four)))
+        assert reader.verify(both_given).provisional == (6, 4, 0, 2)
+        sought_is_given = Proof(0, hash=HashProof(0, (zero, tree[5], tree[11])), seek=SeekProof(9, (two,)))
+        assert reader.verify(sought_is_given).provisional == (0, 2)
+        sought_is_made = Proof(0, hash=HashProof(1, (tree[1], tree[11])), seek=SeekProof(30, (six, four)))
+        assert reader.verify(sought_is_made).provisional == (6, 4)
+        for proof in (both_given, sought_is_given, sought_is_made):
+            await settle(reader.tree, reader.verify(proof))
+        shifted_against_a_made_one = sought_is_made._replace(hash=HashProof(1, (one, tree[11])))
+        block_with_shifted = Proof(0, BlockProof(0, BLOCKS[0], (tree[2], five, tree[11])))
+        for proof in (shifted_against_a_made_one, block_with_shifted):
+            with pytest.raises(VerificationError):
+                await settle(reader.tree, reader.verify(proof))
+
+    run(forge())
+
+
+def test_a_sought_node_that_is_given_to_an_upgrade_is_provisional_too() -> None:
+    async def forge() -> None:
+        writer = Writer(BLOCKS)
+        start = bytes_of(writer, 4) + 1
+        request = ProofRequest(0, seek=SeekRequest(start), upgrade=UpgradeRequest(0, 5), manifest=True)
+        proof = await writer.answer(request, length=7)
+        assert proof.seek is not None
+        assert proof.seek.nodes == (writer.tree[8],)
+        verified = Reader(writer.authority.key).verify(proof)
+        assert verified.provisional == (8, 10)
+
+    run(forge())
+
+
 # ---- a model ------------------------------------------------------------------------------------------
 
 
@@ -550,9 +620,9 @@ def check_sound(reader: Reader, writer: Writer, context: object) -> None:
     for index, node in reader.tree.items():
         assert node.hash == writer.tree[index].hash, context
         children = flat_tree.children(index)
-        if children is None or children[0] in reader.tree:
-            is_seen = children is not None or index // 2 in reader.blocks
-            assert not is_seen or node == writer.tree[index], context
+        if index // 2 in reader.blocks if children is None else children[0] in reader.tree:
+            for seen in (index, flat_tree.sibling(index)):
+                assert reader.tree.get(seen, writer.tree.get(seen)) == writer.tree.get(seen), context
     assert reader.length <= len(writer.blocks), context
     assert reader.roots == tuple(writer.roots(reader.length)), context
     assert all(writer.blocks[index] == block for index, block in reader.blocks.items()), context

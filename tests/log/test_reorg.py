@@ -99,10 +99,11 @@ def test_a_cut_near_the_end_is_found_with_one_request() -> None:
     async def follow() -> None:
         old = Writer([b"%d" % number for number in range(1000)])
         reader = await reader_of(old, 1000, range(1000))
-        new = forked(old, 998, [b"x", b"y", b"z"])
-        reorg = await begin(reader, new)
-        assert await narrow(reorg, reader, new) == 1
-        assert reorg.ancestors == 998
+        for count in (1, 3, 5000):
+            new = forked(old, 998, [b"x"] * count)
+            reorg = await begin(reader, new)
+            assert await narrow(reorg, reader, new) <= 1
+            assert reorg.ancestors == 998
 
     run(follow())
 
@@ -121,6 +122,17 @@ def test_a_shorter_and_a_longer_tree_of_the_same_blocks_share_all_of_the_shorter
             reorg = await begin(reader, longer)
             await narrow(reorg, reader, longer)
             assert reorg.ancestors == length
+
+    run(follow())
+
+
+def test_nothing_is_asked_about_a_part_of_which_nothing_is_held() -> None:
+    async def follow() -> None:
+        old = Writer([b"%d" % number for number in range(13)])
+        reader = await reader_of(old, 13, [12])
+        reorg = await begin(reader, forked(old, 10, [b"x", b"y", b"z"]))
+        assert reorg.next_request() is None
+        assert reorg.ancestors == 8
 
     run(follow())
 
@@ -171,7 +183,7 @@ def test_a_bad_answer_changes_nothing_and_a_good_one_is_still_taken() -> None:
     run(follow())
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(60))
 def test_forged_sizes_in_a_fork_never_replace_stored_ones_and_heal(seed: int) -> None:
     async def follow() -> None:
         rng = random.Random(seed)
@@ -187,8 +199,12 @@ def test_forged_sizes_in_a_fork_never_replace_stored_ones_and_heal(seed: int) ->
         assert reorg.ancestors == shared, seed
         await finish(reorg, reader)
         for index, node in reader.tree.items():
+            children = flat_tree.children(index)
             if flat_tree.right_span(index) < 2 * shared:
                 assert node == new.tree[index], (seed, index)
+            elif children is not None and children[0] in reader.tree:
+                for seen in (index, flat_tree.sibling(index)):
+                    assert reader.tree.get(seen) == (new.tree.get(seen) if seen in reader.tree else None), (seed, seen)
         await check_whole(reader, new, seed)
 
     def forge(rng: random.Random, proof: Proof) -> Proof:
