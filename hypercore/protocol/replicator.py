@@ -158,6 +158,7 @@ class Replicator:
         self._release(peer, ask)
         proof, request = data.proof, ask.request
         if not _fits(proof, request):
+            self.wrong(peer, ask)
             raise UnaskedPartError("the answer is not what was asked for")
         return ask
 

@@ -177,7 +177,6 @@ def test_a_wrong_answer_pauses_the_peer_until_it_has_cleared_itself() -> None:
     (ask,) = replicator.next_asks(peer, 0.0)
     with pytest.raises(UnaskedPartError):
         replicator.answered(peer, messages.Data(ask.id, Proof(0, block=BlockProof(2, b"", ()))), 0.0)
-    replicator.wrong(peer, ask)
     replicator.distrust(peer, "not what was asked")
     (check,) = replicator.next_asks(peer, 0.0)
     assert (check.id, check.kind, check.request.upgrade) == (0, AskKind.CONFLICT, UpgradeRequest(0, 10))
@@ -262,7 +261,6 @@ def test_an_answer_may_lack_a_part_but_never_hold_one_that_was_not_asked() -> No
         (ask,) = [each for each in replicator.next_asks(peer, 0.0) if each.index == 1]
         with pytest.raises(UnaskedPartError):
             replicator.answered(peer, messages.Data(ask.id, proof), 0.0)
-        replicator.wrong(peer, ask)
     (ask,) = [each for each in replicator.next_asks(peer, 0.0) if each.index == 1]
     assert replicator.answered(peer, messages.Data(ask.id, Proof(0)), 0.0) is ask
 

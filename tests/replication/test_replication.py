@@ -345,7 +345,7 @@ def test_events_tell_what_happened() -> None:
 
             async def listen() -> None:
                 async for event in reader.events():
-                    events.append(event)
+                    events.append(event)  # noqa: PERF401 - looked at while it grows
 
             listening = asyncio.create_task(listen())
             await asyncio.sleep(0)
