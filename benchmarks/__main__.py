@@ -39,8 +39,15 @@ class Contender:
         return self.durability in (None, "none")
 
     def start(self, job: Mapping[str, Any]) -> subprocess.Popen[str]:
+        # Bytecode is cached as it is for an installed package, whatever this shell asks for.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return subprocess.Popen(
-            [*self.command, json.dumps(job)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*self.command, json.dumps(job)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def job(self, row: Row) -> dict[str, Any]:

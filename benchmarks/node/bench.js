@@ -63,12 +63,13 @@ async function open (folder, key) {
   return core
 }
 
+// Starts `width` calls at once, awaits them all, starts the next ones; one by one when `width` is 1.
 async function inFlight (width, items, one) {
-  let next = 0
-  async function lane () {
-    while (next < items.length) await one(items[next++])
+  if (width === 1) {
+    for (const item of items) await one(item)
+  } else {
+    for (let i = 0; i < items.length; i += width) await Promise.all(items.slice(i, i + width).map(one))
   }
-  await Promise.all(Array.from({ length: width }, lane))
 }
 
 function expect (found, wanted, what) {
@@ -89,8 +90,7 @@ const jobs = {
     const made = blocks(0, count, size)
     const before = usage()
     const began = monotonic()
-    if (width === 1) for (const one of made) await core.append(one)
-    else await inFlight(width, made, one => core.append(one))
+    await inFlight(width, made, one => core.append(one))
     const result = figures(began, before)
     expect(core.length, count, 'length')
     await core.close()
@@ -114,8 +114,7 @@ const jobs = {
     const indexes = random ? randomIndexes(count, core.length) : Array.from({ length: count }, (_, i) => i)
     const before = usage()
     const began = monotonic()
-    if (width === 1) for (const index of indexes) await core.get(index)
-    else await inFlight(width, indexes, index => core.get(index))
+    await inFlight(width, indexes, index => core.get(index))
     const result = figures(began, before)
     expect(await core.get(indexes[0]), block(indexes[0], size), 'block')
     await core.close()
@@ -123,15 +122,22 @@ const jobs = {
   },
 
   async reopen ({ folder, count, size }) {
-    const before = usage()
-    const began = monotonic()
-    const core = await open(folder)
-    const found = await core.get(count >> 1)
-    const result = figures(began, before)
-    expect(core.length, count, 'length')
-    expect(found, block(count >> 1, size), 'block')
-    await core.close()
-    say(result)
+    async function once () {
+      const before = usage()
+      const began = monotonic()
+      const core = await open(folder)
+      const found = await core.get(count >> 1)
+      const result = figures(began, before)
+      expect(core.length, count, 'length')
+      expect(found, block(count >> 1, size), 'block')
+      await core.close()
+      return result
+    }
+
+    // The first opening in a process also loads what is loaded when it is needed.
+    const first = await once()
+    const again = await once()
+    say({ ...again, first_seconds: first.seconds })
   },
 
   async serve ({ folder, count, size, interval_seconds: interval }) {
