@@ -65,7 +65,7 @@ class SecretStream:
         #: Bytes that `data_to_send` would give.
         self.pending_size = 0
         if initiator:
-            self._queue(self._handshake.send())
+            self._queue(_frame(self._handshake.send()))
 
     @property
     def can_send(self) -> bool:
@@ -125,7 +125,8 @@ class SecretStream:
             raise ValueError("no message can be sent before the handshake is complete")
         if len(plaintext) > MAX_MESSAGE_SIZE:
             raise ValueError(f"a message of {len(plaintext)} bytes is too long for one frame")
-        self._queue(self._sender.encrypt(plaintext))
+        size = len(plaintext) + SECRET_STREAM_OVERHEAD
+        self._queue(self._sender.encrypt(plaintext, size.to_bytes(_LENGTH_SIZE, "little")))
 
     def data_to_send(self) -> bytes:
         """The bytes to write now."""
@@ -134,10 +135,9 @@ class SecretStream:
         self.pending_size = 0
         return data
 
-    def _queue(self, body: bytes) -> None:
-        size = len(body)
-        self._outgoing += (size.to_bytes(_LENGTH_SIZE, "little"), body)
-        self.pending_size += _LENGTH_SIZE + size
+    def _queue(self, frame: bytes) -> None:
+        self._outgoing.append(frame)
+        self.pending_size += len(frame)
 
     def _check_size(self, size: int) -> None:
         """Refuse a frame by its length, before a byte of it is kept."""
@@ -158,13 +158,13 @@ class SecretStream:
             return
         self._handshake.receive(body)
         if not self._handshake.complete:
-            self._queue(self._handshake.send())
+            self._queue(_frame(self._handshake.send()))
         if self._handshake.complete:
             self._send_header()
 
     def _send_header(self) -> None:
         tx_key, self._rx_key, self.handshake_hash, self.remote_public_key = self._handshake.result
-        self._queue(stream_id(self.handshake_hash, initiator=self.initiator) + self._header)
+        self._queue(_frame(stream_id(self.handshake_hash, initiator=self.initiator) + self._header))
         self._sender = SecretStreamSender(tx_key, self._header)
 
     def _receive_header(self, body: bytes) -> None:
@@ -175,6 +175,10 @@ class SecretStream:
         if their_id != stream_id(handshake_hash, initiator=not self.initiator):
             raise HandshakeError("the peer's header is not of this handshake")
         self._receiver = SecretStreamReceiver(self._rx_key, header)
+
+
+def _frame(body: bytes) -> bytes:
+    return len(body).to_bytes(_LENGTH_SIZE, "little") + body
 
 
 def stream_id(handshake_hash: bytes, *, initiator: bool) -> bytes:
