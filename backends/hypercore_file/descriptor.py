@@ -158,10 +158,13 @@ class Descriptor:
 
     def failed(self, error: OSError) -> HypercoreError:
         """What a failed system call on this file means."""
-        if error.errno == errno.EBADF:
-            if self.fd < 0:
-                return ClosedError(f"{self.path} is closed")
-            return NotWritableError(f"{self.path} is open for reading only")
+        if self.fd < 0:
+            return ClosedError(f"{self.path} is closed")
+        # The kernel says EBADF to a write and EINVAL to a truncate.
+        if error.errno in (errno.EBADF, errno.EINVAL):
+            access = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
+            if access == os.O_RDONLY:
+                return NotWritableError(f"{self.path} is open for reading only")
         return typed(error, self.path)
 
     # ---- lifetime ---------------------------------------------------------------------------------
@@ -222,13 +225,15 @@ class Descriptor:
         """All of `data`, in as many calls as the kernel wants."""
         try:
             count = os.pwrite(self.fd, data, offset)
+            while count < len(data):
+                offset += count
+                data = memoryview(data)[count:]
+                count = os.pwrite(self.fd, data, offset)
+                if count == 0:
+                    raise StorageFullError(f"{self.path} takes no more bytes at offset {offset}")
         except OSError as error:
             check_range(offset)
             raise self.failed(error) from error
-        if count < len(data):
-            if count == 0:
-                raise StorageFullError(f"{self.path} takes no more bytes at offset {offset}")
-            self.write(offset + count, memoryview(data)[count:])
 
     def write_many(self, offset: int, buffers: Sequence[bytes]) -> None:
         """Neighbouring writes in one call."""
