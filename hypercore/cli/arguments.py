@@ -1,0 +1,285 @@
+"""What the command line understands. It imports no more than it needs to say so, because help should be quick."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any, Final
+
+from hypercore.errors import AddressError, OptionError
+from hypercore.keys import decode_key
+from hypercore.urls import parse_address
+
+#: Without --lines and --chunk: large enough that a proof costs little beside it, small enough to fetch a part.
+DEFAULT_CHUNK_SIZE: Final = 64 * 1024
+#: Long enough for a slow network, short enough for a person.
+DEFAULT_TIMEOUT_SECONDS: Final = 30.0
+
+_DESCRIPTION: Final = """\
+A secure append-only log: one writer signs it, any number of readers fetch and verify it.
+
+A STORAGE is a folder (./log, /srv/log) or an address such as redis://host/0 or s3://bucket/log; an ADDRESS of a peer
+is tcp://host:port. `hypercore plugins` lists what is installed."""
+
+_EPILOG: Final = """\
+examples:
+  hypercore create ./log
+  hypercore append ./log access.log --lines
+  hypercore serve ./log --listen tcp://0.0.0.0:4977
+  hypercore clone KEY ./copy --from tcp://host:4977
+
+exit codes: 0 done, 1 the job failed and one line says why, 2 not understood"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; `command` of its result names the subcommand."""
+    parser = argparse.ArgumentParser(
+        prog="hypercore",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, help="the version of this program")
+    commands = _Commands(parser)
+
+    create = commands.add(
+        "create",
+        "make a new log and print its key",
+        "Refuses a storage that already holds a log, or anything else. The secret key stays in the storage.",
+        "hypercore create ./log",
+        "hypercore create ./log --json",
+        "hypercore create ./log --hash blake3   # faster for large blocks; Node cannot read it",
+    )
+    _add_storage(create)
+    kind = create.add_mutually_exclusive_group()
+    kind.add_argument("--compat", action="store_true", help="the key is the signer's public key, as in hypercore 9")
+    kind.add_argument("--hash", choices=("blake2b", "blake3"), default="blake2b", help="of the tree (blake2b)")
+
+    append = commands.add(
+        "append",
+        "append a file or standard input",
+        "With --lines each line is a block, without its newline; whatever has arrived is appended as one batch, so "
+        "that a pipe's lines are there at once. Otherwise the input is cut into blocks of --chunk bytes.",
+        "hypercore append ./log access.log --lines",
+        "tail -f access.log | hypercore append ./log - --lines",
+        "hypercore append ./log film.mp4 --chunk 1048576",
+    )
+    _add_storage(append)
+    append.add_argument("file", metavar="FILE", nargs="?", default="-", help="- is standard input, the default")
+    shape = append.add_mutually_exclusive_group()
+    shape.add_argument("--lines", action="store_true", help="one block a line, without its newline")
+    shape.add_argument(
+        "--chunk",
+        metavar="BYTES",
+        type=_chunk_size,
+        default=DEFAULT_CHUNK_SIZE,
+        help=f"one block each so many bytes ({DEFAULT_CHUNK_SIZE})",
+    )
+
+    cat = commands.add(
+        "cat",
+        "print blocks as they are, one after the other",
+        "Nothing is put between the blocks, unless --lines puts a newline after each: the counterpart of append "
+        "--lines. Fails at the first block that is not stored here, and names it. With "
+        '--json one object a block: {"index":0,"size":5,"hex":"68656c6c6f"}, size in bytes.',
+        "hypercore cat ./log > copy",
+        "hypercore cat ./log --start 100 --end 200",
+    )
+    _add_storage(cat)
+    cat.add_argument("--start", metavar="N", type=_index, default=0, help="the first block (0)")
+    cat.add_argument("--end", metavar="N", type=_index, help="the block after the last one (the length)")
+    cat.add_argument("--lines", action="store_true", help="a newline after each block")
+
+    get = commands.add(
+        "get",
+        "print one block",
+        'The bytes of the block and nothing else. With --json {"index":0,"size":5,"hex":"68656c6c6f"}.',
+        "hypercore get ./log 0",
+        "hypercore get ./log 17 --json",
+    )
+    _add_storage(get)
+    get.add_argument("index", metavar="INDEX", type=_index, help="0 is the first block")
+
+    info = commands.add(
+        "info",
+        "say what a storage holds",
+        "Reads only, also while another process writes.",
+        "hypercore info ./log",
+        "hypercore info ./log --json",
+    )
+    _add_storage(info)
+
+    verify = commands.add(
+        "verify",
+        "check every hash, the signature and every stored block",
+        "Prints a line for each problem and exits with 1 when there are any. Changes nothing.",
+        "hypercore verify ./log",
+        "hypercore verify ./log --json",
+    )
+    _add_storage(verify)
+
+    _add_network_commands(commands)
+
+    copy = commands.add(
+        "copy",
+        "copy a log from one storage to another, verified",
+        "Copies the blocks that SRC holds; each is verified on its way. The copy is a reader's: it can be served and "
+        "read, and not appended to. Interrupted, the same command goes on where it was. --with-secret-key makes DST "
+        "a writer; then only one of the two may ever append again, or readers will see two histories and stop.",
+        "hypercore copy ./log s3://bucket/log",
+        "hypercore copy ./log /mnt/backup/log --with-secret-key",
+    )
+    copy.add_argument("source", metavar="SRC", type=_address)
+    copy.add_argument("destination", metavar="DST", type=_address)
+    copy.add_argument("--with-secret-key", action="store_true", help="DST can be appended to")
+    _add_timeout(copy)
+
+    commands.add(
+        "plugins",
+        "list the storage backends and transports that are installed",
+        "Also those that are broken or switched off (HYPERCORE_DISABLE_PLUGINS=s3,lan), and why.",
+        "hypercore plugins",
+        "hypercore plugins --json",
+    )
+    return parser
+
+
+def _add_network_commands(commands: _Commands) -> None:
+    serve = commands.add(
+        "serve",
+        "offer a log to peers until interrupted",
+        "Prints the addresses that peers may dial; port 0 means any free one. With --json the first line is "
+        '{"key":...,"discovery_key":...,"addresses":[...]}. Holds the writer\'s lock of STORAGE.',
+        "hypercore serve ./log --listen tcp://0.0.0.0:4977",
+        "hypercore serve ./log --listen tcp://127.0.0.1:0 --json",
+    )
+    _add_storage(serve)
+    serve.add_argument(
+        "--listen", metavar="ADDRESS", action="append", required=True, type=_address, help="may be given again"
+    )
+
+    clone = commands.add(
+        "clone",
+        "fetch a whole log from peers, verified",
+        "Fetches every block up to the length that the peers have now. Interrupted, the same command goes on where "
+        'it was. With --json it ends with {"key":...,"length":...,"byte_length":...,"fork":...,"seconds":...}.',
+        "hypercore clone KEY ./copy --from tcp://host:4977",
+        "hypercore clone KEY ./copy --from tcp://one:4977 --from tcp://two:4977",
+    )
+    _add_peer_options(clone)
+
+    follow = commands.add(
+        "follow",
+        "print every new block, live, until interrupted",
+        "Begins behind the blocks that exist already, or at --start; prints a block a line and stores it. A lost peer "
+        'is dialled again. With --json one object a block: {"index":3,"length":4,"size":5,"hex":"68656c6c6f"}, where '
+        "length is the log's and size the block's in bytes. STORAGE may be memory: to keep nothing.",
+        "hypercore follow KEY ./copy --from tcp://host:4977",
+        "hypercore follow KEY memory: --from tcp://host:4977 --start 0 --json",
+    )
+    _add_peer_options(follow)
+    follow.add_argument("--start", metavar="N", type=_index, help="the first block to print (the length at the start)")
+
+
+class _Commands:
+    """Adds subcommands that all look alike."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+
+    def add(self, name: str, summary: str, description: str, *examples: str) -> argparse.ArgumentParser:
+        parser = self._parsers.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {description}",
+            epilog="\n  ".join(("examples:", *examples)),
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object a line; keys are hex")
+        return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Fills the description, and leaves the examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:  # noqa: A002 - argparse's word
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import hypercore
+
+        parser.exit(message=f"hypercore {hypercore.__version__}\n")
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("storage", metavar="STORAGE", type=_address, help="a folder, or another backend's address")
+
+
+def _add_peer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("key", metavar="KEY", type=_key, help="64 hex digits or 52 letters of z-base-32")
+    _add_storage(parser)
+    parser.add_argument(
+        "--from", metavar="ADDRESS", dest="peers", action="append", required=True, type=_address, help="may be repeated"
+    )
+    _add_timeout(parser)
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT_SECONDS,
+        help=f"give up when nothing comes for so long ({DEFAULT_TIMEOUT_SECONDS:g})",
+    )
+
+
+# ---- values: each says what it is in the message when it is not ------------------------------------
+
+
+def _key(text: str) -> bytes:
+    try:
+        return decode_key(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _address(text: str) -> str:
+    try:
+        parse_address(text)
+    except AddressError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _index(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no block number; the first block is 0")
+    return int(text)
+
+
+def _chunk_size(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
