@@ -156,6 +156,10 @@ class StaleProofError(VerificationError):
     """The proof is for another fork or length than the log has by now. Nobody need have lied."""
 
 
+class UnanchoredProofError(VerificationError):
+    """The proof ends in a tree node that is not known here: it cannot be judged without those that lead there."""
+
+
 class ProofRequestError(HypercoreError, ValueError):
     """A peer asked for a proof that cannot exist: out of bounds, or contradicting itself."""
 

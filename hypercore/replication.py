@@ -6,27 +6,21 @@ the log and hands messages to channels; bytes and sockets are the session's.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from hypercore.bitfield import Bitfield
 from hypercore.errors import (
-    BlockNotAvailableError,
-    CorruptError,
-    DecodeError,
-    HypercoreError,
-    ProofRequestError,
     ProtocolError,
-    VerificationError,
 )
+from hypercore.fetching import Fetcher
 from hypercore.log.engine import Log, LogChange
-from hypercore.proofs import BlockRequest, Proof, ProofRequest
 from hypercore.protocol import messages
 from hypercore.protocol.connection import Channel
-from hypercore.protocol.remote import WANT_REGION_BLOCKS, Ask, AskKind, Demand, RemotePeer
-from hypercore.protocol.replicator import Replicator, UnaskedPartError
+from hypercore.protocol.remote import WANT_REGION_BLOCKS, Ask, RemotePeer
+from hypercore.protocol.replicator import Replicator
+from hypercore.serving import Server
 
 if TYPE_CHECKING:
     from hypercore.session import Replication
@@ -36,17 +30,6 @@ STORING: Final = ("append", "blocks")
 DROPPING: Final = ("clear", "truncate")
 GROWING: Final = ("append", "upgrade", "truncate")
 
-REASON_NOT_AVAILABLE: Final = 1
-REASON_INVALID_REQUEST: Final = 2
-
-#: Requests of one peer that wait for an answer; the next ones get noData. Others hold at most 512 in flight.
-MOST_WAITING_REQUESTS: Final = 1024
-#: `want` regions of one peer that wait for an answer; further ones are dropped, the peer asks again when it needs to.
-MOST_WAITING_WANTS: Final = 64
-#: Requests that cannot be answered by anyone (out of bounds) before the peer loses its connection.
-MOST_INVALID_REQUESTS: Final = 64
-#: Unasked proofs of a conflict that are looked at, one signature check each; later ones are dropped.
-MOST_CONFLICT_PROOFS: Final = 8
 #: Answers are made until so many bytes wait to be sent, so that a slow reader costs no more memory than this and
 #: one block.
 SEND_AHEAD_BYTES: Final = 1024 * 1024
@@ -67,17 +50,12 @@ class Peer:
         self.channel = channel
         self.remote = RemotePeer()
         self.remote.seeks = channel.remote_seeks
-        self._requests: deque[messages.Request] = deque()
-        self._wants: dict[tuple[int, int, bool], None] = {}
+        self._fetcher = Fetcher(hub, self)
+        self._server = Server(hub.log, channel.send, hub.warn)
         self._ranges: list[messages.Range] = []
         self._outbox: list[messages.Message] = []
         self._sync_due = True
         self._last_sync: messages.Sync | None = None
-        self._invalid_requests = 0
-        self._conflict_proofs = 0
-        self._reorg_waiter: asyncio.Future[Proof | None] | None = None
-        self.blocks_sent = 0
-        self.bytes_sent = 0
         contiguous = hub.log.contiguous_length
         if contiguous:
             self._ranges.append(messages.Range(False, 0, contiguous))
@@ -110,6 +88,14 @@ class Peer:
     def bytes_received(self) -> int:
         return self.remote.bytes_received
 
+    @property
+    def blocks_sent(self) -> int:
+        return self._server.blocks_sent
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._server.bytes_sent
+
     def __repr__(self) -> str:
         return f"<Peer {self.remote_public_key.hex()[:8]} {self.remote_address} length={self.remote.length}>"
 
@@ -123,47 +109,35 @@ class Peer:
                 data.append(message)
                 continue
             if data:
-                await self._take_data(data)
+                await self._fetcher.take(data, self.session.now())
                 data = []
             await self._take(message)
         if data:
-            await self._take_data(data)
+            await self._fetcher.take(data, self.session.now())
+        self._hub.pump()
 
     async def _take(self, message: messages.Message) -> None:
-        remote, now = self.remote, self.session.now()
+        remote, server = self.remote, self._server
         match message:
             case messages.Request():
-                self._take_request(message)
+                server.take_request(message)
             case messages.Sync():
                 await self._take_sync(message)
             case messages.Range(drop, start, length):
                 remote.take_range(start, length, drop=drop)
-                self._hub.pump()
             case messages.Bitfield(start, words):
                 remote.take_bitfield(start, words)
-                self._hub.pump()
             case messages.NoData(request_id, _reason):
-                self._hub.replicator.no_data(remote, request_id, now)
-                self._hub.pump()
+                self._hub.replicator.no_data(remote, request_id, self.session.now())
+                self._fetcher.release_hopeless()
             case messages.Cancel(request_id):
-                self._requests = deque(each for each in self._requests if each.id != request_id)
-            case messages.Want(start, length, any_):
-                if len(self._wants) < MOST_WAITING_WANTS:
-                    self._wants[start, length, any_] = None
+                server.cancel(request_id)
+            case messages.Want():
+                server.take_want(message)
             case messages.Extension(name, payload):
                 self._hub.take_extension(self, name, payload)
             case _:
                 pass  # unwant: everything is announced anyway
-
-    def _take_request(self, request: messages.Request) -> None:
-        # A second request with an id that still waits takes its place.
-        if len(self._requests) >= MOST_WAITING_REQUESTS:
-            self._outbox.append(messages.NoData(request.id, REASON_NOT_AVAILABLE))
-            return
-        if request.priority and self._requests:
-            self._requests.appendleft(request)
-        else:
-            self._requests.append(request)
 
     async def _take_sync(self, sync: messages.Sync) -> None:
         log, remote = self._log, self.remote
@@ -174,115 +148,6 @@ class Peer:
                 self._sync_due = True
         if changed:
             self._hub.changed()
-        self._hub.pump()
-
-    async def _take_data(self, batch: list[messages.Data]) -> None:
-        hub, remote, now = self._hub, self.remote, self.session.now()
-        replicator = hub.replicator
-        taken: list[tuple[Ask, Proof]] = []
-        for data in batch:
-            try:
-                ask = replicator.answered(remote, data, now)
-            except UnaskedPartError as error:
-                self._distrust(str(error))
-                continue
-            if ask is None:
-                if data.request_id == 0:
-                    await self._take_conflict(data.proof, asked=False)
-                continue
-            match ask.kind:
-                case AskKind.CONFLICT:
-                    await self._take_conflict(data.proof, asked=True)
-                case AskKind.FORK:
-                    self._begin_reorg(ask, data.proof)
-                case AskKind.DEMAND if ask.demand is not None and ask.demand.peer is not None:
-                    ask.demand.done(remote, data.proof)
-                case _:
-                    taken.append((ask, data.proof))
-                    if ask.index >= 0:
-                        for other, theirs in replicator.duplicates(ask, remote):
-                            if (slower := hub.find_peer(other)) is not None:
-                                slower.cancel(theirs)
-        if taken:
-            await self._apply(taken)
-        hub.pump()
-
-    async def _apply(self, taken: list[tuple[Ask, Proof]]) -> None:
-        hub, remote = self._hub, self.remote
-        replicator = hub.replicator
-        errors = await self._log.apply([proof for _, proof in taken])
-        for (ask, proof), error in zip(taken, errors, strict=True):
-            if error is not None:
-                replicator.wrong(remote, ask)
-                self._distrust(str(error))
-                continue
-            block = proof.block
-            if block is not None:
-                remote.blocks_received += 1
-                remote.bytes_received += len(block.value)
-            elif ask.kind is AskKind.BLOCK:
-                replicator.refused(remote, ask)
-            if ask.kind is AskKind.UPGRADE and proof.upgrade is None:
-                replicator.refused(remote, ask)
-            if ask.demand is not None:
-                ask.demand.done(remote, proof)
-
-    def _distrust(self, reason: str) -> None:
-        self._hub.replicator.distrust(self.remote, reason)
-        self._hub.changed()
-
-    async def _take_conflict(self, proof: Proof, *, asked: bool) -> None:
-        if proof.upgrade is None or proof.upgrade.start != 0:
-            return
-        if not asked:
-            self._conflict_proofs += 1
-            if self._conflict_proofs > MOST_CONFLICT_PROOFS:
-                return
-        try:
-            conflict = await self._log.conflicts(proof)
-        except HypercoreError:
-            return
-        if conflict:
-            self._hub.freeze(self)
-        elif asked:
-            self._hub.replicator.cleared(self.remote)
-
-    # ---- reorgs ----
-
-    def _begin_reorg(self, ask: Ask, proof: Proof) -> None:
-        if proof.upgrade is None:
-            self._hub.replicator.refused(self.remote, ask)
-            return
-        self.session.start(self._reorg(proof))
-
-    async def _reorg(self, proof: Proof) -> None:
-        hub, followed = self._hub, False
-        try:
-            reorg = await self._log.begin_reorg(proof)
-            while (request := reorg.next_request()) is not None:
-                answer = await self._demand(request)
-                if answer is None:
-                    break
-                await reorg.receive(self._log, answer)
-            await self._log.commit_reorg(reorg)
-            followed = True
-        except (VerificationError, DecodeError) as error:
-            self._distrust(str(error))
-        finally:
-            hub.replicator.forked(self.remote, followed=followed)
-            hub.pump()
-
-    async def _demand(self, request: ProofRequest) -> Proof | None:
-        """Ask this very peer, and nobody else."""
-        waiter: asyncio.Future[Proof | None] = asyncio.get_running_loop().create_future()
-
-        def done(_peer: RemotePeer | None, answer: Proof | None) -> None:
-            if not waiter.done():
-                waiter.set_result(answer)
-
-        self._hub.replicator.add_demand(Demand(request, done, self.remote))
-        self._hub.pump()
-        return await waiter
 
     # ---- outgoing ----
 
@@ -298,6 +163,11 @@ class Peer:
                 peer = self._hub.find_peer(remote)
                 if peer is not None:
                     peer.cancel(ask)
+                    peer.release_hopeless()
+
+    def release_hopeless(self) -> None:
+        """Requests of this peer are over without an answer."""
+        self._fetcher.release_hopeless()
 
     def send(self, message: messages.Message) -> None:
         """Queue a message (an extension's) for the peer."""
@@ -332,14 +202,11 @@ class Peer:
         for region in self.remote.wants_to_send:
             send(messages.Want(region * WANT_REGION_BLOCKS, WANT_REGION_BLOCKS))
         self.remote.wants_to_send.clear()
-        await self._ask()
-        while self._wants and session.waiting_bytes < SEND_AHEAD_BYTES:
-            want = next(iter(self._wants))
-            del self._wants[want]
-            self._answer_want(*want)
-        while self._requests and session.waiting_bytes < SEND_AHEAD_BYTES:
-            await self._answer(self._requests.popleft())
-        return bool(self._requests or self._wants)
+        await self._fetcher.ask(send, session.now())
+        server = self._server
+        while server.has_work and session.waiting_bytes < SEND_AHEAD_BYTES:
+            await server.answer_one()
+        return server.has_work
 
     async def _announce(self) -> None:
         send = self.channel.send
@@ -378,68 +245,6 @@ class Peer:
             has_manifest=self._hub.local.has_manifest,
             allow_push=False,
         )
-
-    async def _ask(self) -> None:
-        log, send = self._log, self.channel.send
-        for ask in self._hub.replicator.next_asks(self.remote, self.session.now()):
-            request = ask.request
-            if ask.kind is AskKind.BLOCK:
-                nodes = await log.missing_nodes(2 * ask.index)
-                if nodes:
-                    request = ProofRequest(request.fork, BlockRequest(ask.index, nodes))
-                    ask.request = request
-            send(messages.Request(ask.id, ask.priority, request))
-
-    # ---- serving ----
-
-    async def _answer(self, request: messages.Request) -> None:
-        """Wire spec, section 5.8."""
-        log, send, asked = self._log, self.channel.send, request.proof
-        try:
-            proof = await log.prove(asked)
-        except BlockNotAvailableError:
-            self._not_available(request)
-        except CorruptError as error:
-            self._hub.warn(f"block {error.index} is damaged here and was not served: {error}")
-            self._not_available(request)
-        except ProofRequestError as error:
-            self._invalid_requests += 1
-            if self._invalid_requests >= MOST_INVALID_REQUESTS:
-                raise ProtocolError(f"{self._invalid_requests} requests that nobody can answer: {error}") from error
-            send(messages.NoData(request.id, REASON_INVALID_REQUEST))
-        else:
-            send(messages.Data(request.id, proof))
-            if proof.block is not None:
-                self.blocks_sent += 1
-                self.bytes_sent += len(proof.block.value)
-
-    def _not_available(self, request: messages.Request) -> None:
-        # The peer believes that we have the block; without the drop it would ask again at once.
-        if request.proof.block is not None:
-            self.channel.send(messages.Range(True, request.proof.block.index, 1))
-        self.channel.send(messages.NoData(request.id, REASON_NOT_AVAILABLE))
-
-    def _answer_want(self, start: int, length: int, any_: bool) -> None:
-        """Wire spec, section 5.3."""
-        log, send = self._log, self.channel.send
-        contiguous = log.contiguous_length
-        end = min(start + length, log.length)
-        if start >= end or length > WANT_REGION_BLOCKS:
-            return
-        if end <= contiguous:
-            send(messages.Range(False, 0, contiguous))
-            return
-        if any_:
-            found = log.bitfield.first_set(start, end)
-            if found is not None:
-                send(messages.Range(False, found, 1))
-            return
-        first = start - start % 32
-        last = -(-end // 32) * 32
-        while first < last:
-            stop = min(last, (first // WANT_REGION_BLOCKS + 1) * WANT_REGION_BLOCKS)
-            send(messages.Bitfield(first, log.bitfield.words(first, stop - first)))
-            first = stop
 
 
 class LocalTree:

@@ -101,3 +101,19 @@ def path(index: int, top: int) -> list[int]:
             index += bit
         bit <<= 1
     return siblings
+
+
+def path_with_siblings(index: int, steps: int) -> list[int]:
+    """The nodes that a climb of `steps` from `index` passes, each with its sibling; the one it ends in is left out."""
+    nodes: list[int] = []
+    bit = ~index & (index + 1)
+    for _ in range(steps):
+        double = bit << 1
+        if index & double:
+            nodes += (index, index - double)
+            index -= bit
+        else:
+            nodes += (index, index + double)
+            index += bit
+        bit = double
+    return nodes

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from hypercore.encoding import MAX_SAFE_INTEGER
-from hypercore.errors import StaleProofError, VerificationError
+from hypercore.errors import StaleProofError, UnanchoredProofError, VerificationError
 from hypercore.log import flat_tree
 from hypercore.log.manifest import Authority, decode_manifest
 from hypercore.log.merkle import NodeSource as NodeSource
@@ -271,7 +271,7 @@ async def settle(source: NodeSource, verified: Verified) -> list[Node]:
     if top is not None:
         (stored,) = await source.nodes((top.index,))
         if stored is None:
-            raise VerificationError(f"the proof ends in tree node {top.index}, which is not known here")
+            raise UnanchoredProofError(f"the proof ends in tree node {top.index}, which is not known here")
         if stored.hash != top.hash:
             raise VerificationError(f"the proof does not lead to the hash of tree node {top.index}")
         if stored.size == top.size:

@@ -17,7 +17,8 @@ from hypercore.protocol import messages
 from hypercore.protocol.messages import Bitfield, Cancel, Data, Extension, NoData, Range, Request, Sync, Unwant, Want
 from hypercore.protocol.remote import AskKind
 from hypercore.protocol.replicator import ANSWER_TIMEOUT_SECONDS, MOST_TIMEOUTS
-from hypercore.replication import MOST_INVALID_REQUESTS, MOST_WAITING_REQUESTS, PEER_MEMORY_BYTES, SEND_AHEAD_BYTES
+from hypercore.replication import PEER_MEMORY_BYTES, SEND_AHEAD_BYTES
+from hypercore.serving import MOST_INVALID_REQUESTS, MOST_WAITING_REQUESTS
 from tests.replication.hostile import Stranger
 from tests.replication.links import eventually, link
 from tests.running import run

@@ -1,0 +1,128 @@
+"""Serving one peer of one core: its requests and wants become answers (wire spec, sections 5.3 and 5.8).
+
+Shell floor: reads the log, queues messages on a channel. What waits is bounded, and answers are made only as fast as
+the peer takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from hypercore.errors import (
+    BlockNotAvailableError,
+    CorruptError,
+    ProofNotHeldError,
+    ProofRequestError,
+    ProtocolError,
+)
+from hypercore.log.engine import Log
+from hypercore.protocol import messages
+from hypercore.protocol.remote import WANT_REGION_BLOCKS
+
+REASON_NOT_AVAILABLE: Final = 1
+REASON_INVALID_REQUEST: Final = 2
+
+#: Requests of one peer that wait for an answer; the next ones get noData. Others hold at most 512 in flight.
+MOST_WAITING_REQUESTS: Final = 1024
+#: `want` regions of one peer that wait for an answer; further ones are dropped, the peer asks again when it needs to.
+MOST_WAITING_WANTS: Final = 64
+#: Requests that cannot be answered by anyone (out of bounds) before the peer loses its connection.
+MOST_INVALID_REQUESTS: Final = 64
+
+
+class Server:
+    """Answers one peer. `send` queues a message on the peer's channel, `warn` tells of damage found here."""
+
+    def __init__(self, log: Log, send: Callable[[messages.Message], None], warn: Callable[[str], None]) -> None:
+        self._log = log
+        self._send = send
+        self._warn = warn
+        self._urgent: dict[int, messages.Request] = {}
+        self._normal: dict[int, messages.Request] = {}
+        self._wants: dict[tuple[int, int, bool], None] = {}
+        self._invalid_requests = 0
+        self.blocks_sent = 0
+        self.bytes_sent = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._normal or self._urgent or self._wants)
+
+    def take_request(self, request: messages.Request) -> None:
+        """Queue a request. One with the id of a request that waits takes its place."""
+        self.cancel(request.id)
+        if len(self._urgent) + len(self._normal) >= MOST_WAITING_REQUESTS:
+            self._send(messages.NoData(request.id, REASON_NOT_AVAILABLE))
+            return
+        queue = self._urgent if request.priority else self._normal
+        queue[request.id] = request
+
+    def cancel(self, request_id: int) -> None:
+        """Forget a request; one that was answered already or never came is nobody's fault."""
+        self._urgent.pop(request_id, None)
+        self._normal.pop(request_id, None)
+
+    def take_want(self, want: messages.Want) -> None:
+        """Queue the question what is held in a region."""
+        if len(self._wants) < MOST_WAITING_WANTS:
+            self._wants[want.start, want.length, want.any] = None
+
+    async def answer_one(self) -> None:
+        """Answer what waits first."""
+        if self._wants:
+            want = next(iter(self._wants))
+            del self._wants[want]
+            self._answer_want(*want)
+        else:
+            queue = self._urgent or self._normal
+            await self._answer(queue.pop(next(iter(queue))))
+
+    async def _answer(self, request: messages.Request) -> None:
+        send = self._send
+        try:
+            proof = await self._log.prove(request.proof)
+        except BlockNotAvailableError:
+            self._not_available(request)
+        except CorruptError as error:
+            self._warn(f"block {error.index} is damaged here and was not served: {error}")
+            self._not_available(request)
+        except ProofNotHeldError:
+            send(messages.NoData(request.id, REASON_INVALID_REQUEST))
+        except ProofRequestError as error:
+            self._invalid_requests += 1
+            if self._invalid_requests >= MOST_INVALID_REQUESTS:
+                raise ProtocolError(f"{self._invalid_requests} requests that nobody can answer: {error}") from error
+            send(messages.NoData(request.id, REASON_INVALID_REQUEST))
+        else:
+            send(messages.Data(request.id, proof))
+            if proof.block is not None:
+                self.blocks_sent += 1
+                self.bytes_sent += len(proof.block.value)
+
+    def _not_available(self, request: messages.Request) -> None:
+        # The peer believes that we have the block; without the drop it would ask again at once.
+        if request.proof.block is not None:
+            self._send(messages.Range(True, request.proof.block.index, 1))
+        self._send(messages.NoData(request.id, REASON_NOT_AVAILABLE))
+
+    def _answer_want(self, start: int, length: int, any_: bool) -> None:
+        log, send = self._log, self._send
+        contiguous = log.contiguous_length
+        end = min(start + length, log.length)
+        if start >= end or length > WANT_REGION_BLOCKS:
+            return
+        if end <= contiguous:
+            send(messages.Range(False, 0, contiguous))
+            return
+        if any_:
+            found = log.bitfield.first_set(start, end)
+            if found is not None:
+                send(messages.Range(False, found, 1))
+            return
+        first = start - start % 32
+        last = -(-end // 32) * 32
+        while first < last:
+            stop = min(last, (first // WANT_REGION_BLOCKS + 1) * WANT_REGION_BLOCKS)
+            send(messages.Bitfield(first, log.bitfield.words(first, stop - first)))
+            first = stop
