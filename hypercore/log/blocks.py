@@ -42,6 +42,8 @@ class BlockFile:
         start = offset - self._window_start
         if start >= 0 and offset + size <= self._window_end:
             return self._window[start : start + size]
+        if not size:
+            return b""
         ahead = min(self._next_window_size, self._file_size - offset)
         if ahead <= size:
             return await self.read(offset, size)

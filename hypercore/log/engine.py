@@ -136,6 +136,7 @@ class Log:
         self._group: _Group | None = None
         self._last_appender: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        #: Whoever reads the block behind the last one read will go on, so that reading ahead pays.
         self._next_index = 0
         self.listeners: list[Callable[[LogChange], None]] = []
 
@@ -360,22 +361,24 @@ class Log:
             raise BlockIndexError(f"block {index} is outside of the log, which has {state.length} blocks")
         if not state.bitfield.get(index):
             return None
-        placed = state.tree.known(2 * index) or await state.tree.locate(2 * index)
-        if placed is not None:
-            offset, leaf = placed
-            size = leaf[1]
-            try:
-                if not size:
-                    block = b""
-                elif index == self._next_index:
-                    block = await state.blocks.read_sequence(offset, size)
-                else:
-                    block = await state.blocks.read(offset, size)
-            except (OutOfBoundsError, StorageMissingError):
+        leaf = state.tree.leaf(index)
+        if leaf is None:
+            placed = await state.tree.locate(2 * index)
+            if placed is None:
                 return await self._get_slowly(index)
-            self._next_index = index + 1
-            if state.authority.tree_hash.leaf(block) == leaf[2]:
-                return block
+            offset, (_index, size, digest) = placed
+        else:
+            offset, size, digest = leaf
+        try:
+            if index == self._next_index:
+                block = await state.blocks.read_sequence(offset, size)
+            else:
+                block = await state.blocks.read(offset, size) if size else b""
+        except (OutOfBoundsError, StorageMissingError):
+            return await self._get_slowly(index)
+        self._next_index = index + 1
+        if state.authority.tree_hash.leaf(block) == digest:
+            return block
         return await self._get_slowly(index)
 
     async def _get_slowly(self, index: int) -> bytes | None:
@@ -436,7 +439,8 @@ class Log:
     async def missing_nodes(self, tree_index: int) -> int:
         """How many steps up from `tree_index` nothing is stored: the `nodes` of a request (wire spec, 6.5)."""
         state = self._state
-        return await proof.missing_nodes(state.tree, tree_index, state.length)
+        steps = state.tree.missing_steps(tree_index)
+        return await proof.missing_nodes(state.tree, tree_index, state.length) if steps is None else steps
 
     async def tree_hash(self, length: int | None = None) -> bytes:
         """The 32-byte hash of the tree as it was at `length`.
@@ -652,8 +656,8 @@ class Log:
                     results.append(None)
             if batch.is_empty:
                 return results
-            if batch.frames:
-                await self._commit_entries(batch.frames, batch.writes())
+            if frames := batch.frames():
+                await self._commit_entries(frames, batch.writes())
         except BaseException:
             # Nodes of proofs that are not committed are in memory now.
             self._uncertain = True
@@ -661,7 +665,7 @@ class Log:
         state = self._state
         start = state.length
         learned = state.authority.manifest is None and batch.authority.manifest is not None
-        state.authority = batch.authority
+        state.learn(batch.authority)
         state.roots, state.length, state.signature = batch.roots, batch.length, batch.signature
         state.byte_length = batch.byte_length
         for first, last in batch.runs():

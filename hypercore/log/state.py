@@ -76,6 +76,11 @@ class LogState:
             contiguous_length=self.contiguous_length,
         )
 
+    def learn(self, authority: Authority) -> None:
+        """The manifest may have come with a proof; it also says with which hash the tree is made."""
+        self.authority = authority
+        self.tree.hash_with(authority.tree_hash)
+
     def note_set(self, start: int, end: int) -> None:
         """The blocks from `start` to `end` are here now."""
         self.bitfield.set_range(start, end - start)

@@ -3,13 +3,16 @@
 Knows where nodes lie (disk spec, section 5.1) and that a node counts only when it hangs under a root. It must not
 know who signed the roots, nor what the log or the blocks look like.
 
-Three layers, looked at in this order. *Trusted* nodes are known to hash up to a root, and their byte offset is
-known. The *overlay* holds nodes that are in the log but not yet in the file. *Pages* are raw bytes of the file.
+The file is read in pages of 512 nodes: the whole subtree above 256 blocks, and one node from higher up. A page shows
+what the file will hold after the next checkpoint, so the nodes that are only in the log are in it as well. Beside
+each node stands the byte offset of its first block as soon as the node is known to hash up to a root. Nodes above
+the pages are few and lie far apart; those that were checked stay in a dict.
 """
 
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -19,28 +22,56 @@ from hypercore.log.merkle import parent_node
 from hypercore.proofs import Node
 from hypercore.storage import RandomAccess, Storage
 
-NODE_SIZE: Final = 40
-#: A page holds 512 nodes: the whole subtree above 256 blocks and one higher node. It is what one read brings.
-PAGE_SHIFT: Final = 9
-PAGE_NODES: Final = 1 << PAGE_SHIFT
-PAGE_SIZE: Final = PAGE_NODES * NODE_SIZE
-#: 2.6 MB a log at most; a page that falls out costs one read.
-MAX_PAGES: Final = 128
-#: About 6 MB a log at most. When it is full the lowest nodes go: they are the most, and the quickest to find again.
-MAX_TRUSTED: Final = 16384
-
 FILE: Final = "tree"
+NODE_SIZE: Final = 40
+
+_PAGE_SHIFT: Final = 9
+_PAGE_NODES: Final = 1 << _PAGE_SHIFT
+_PAGE_SIZE: Final = _PAGE_NODES * NODE_SIZE
+_IN_PAGE: Final = _PAGE_NODES - 1
+#: Place of a page's highest node that has all its children in the page.
+_TOP: Final = 255
+#: With 24 KiB a page this is 6 MB at most, and 65,536 blocks are found without reading or hashing nodes again.
+MAX_PAGES: Final = 256
+#: About 5 MB at most. When it is full the lowest nodes go: they are the most, and the quickest to check again.
+MAX_UPPER: Final = 16384
 
 _NODE: Final = struct.Struct("<Q32s")
+_unpack = _NODE.unpack_from
+_pack_into = _NODE.pack_into
 _BLANK_HASH: Final = bytes(32)
+_BLANK: Final = (0, _BLANK_HASH)
+_UNCHECKED: Final = array("q", [-1]) * _PAGE_NODES
 
-#: A node and the byte offset at which its leftmost block begins.
+#: A node and the byte offset at which its first block begins.
 Placed = tuple[int, Node]
 
 
-class _PagesNeeded(Exception):  # noqa: N818 - a signal between two functions of this module, never an error
+class _PagesNeeded(Exception):  # noqa: N818 - says what to read first; never leaves this module
     def __init__(self, pages: set[int]) -> None:
         self.pages = pages
+
+
+class _Page:
+    """Nodes `base` to `base + 511`. `offsets` is -1 where a node was not checked."""
+
+    __slots__ = ("base", "data", "offsets")
+
+    def __init__(self, base: int, content: bytes) -> None:
+        self.base = base
+        whole = len(content) - len(content) % NODE_SIZE
+        self.data = bytearray(content[:whole].ljust(_PAGE_SIZE, b"\0"))
+        self.offsets = _UNCHECKED[:]
+
+    def put(self, node: Node) -> None:
+        _pack_into(self.data, (node[0] & _IN_PAGE) * NODE_SIZE, node[1], node[2])
+
+    def trust(self, node: Node, offset: int) -> None:
+        self.put(node)
+        self.offsets[node[0] & _IN_PAGE] = offset
+
+    def blank(self, index: int) -> None:
+        _pack_into(self.data, (index & _IN_PAGE) * NODE_SIZE, 0, _BLANK_HASH)
 
 
 class TreeCut(NamedTuple):
@@ -56,7 +87,7 @@ class TreeCut(NamedTuple):
 
 
 class NodeStore:
-    """The nodes of one log."""
+    """The nodes of one log: a `NodeSource` that gives only what hashes up to a root."""
 
     def __init__(
         self,
@@ -72,24 +103,24 @@ class NodeStore:
         self._storage = storage
         self._file: RandomAccess | None = None
         self._file_size = file_size
-        self._pages: dict[int, bytes] = {}
-        self._trusted: dict[int, Placed] = {}
-        self._roots: tuple[Node, ...] = ()
-        self._tree_hash = tree_hash
-        self._end = 0
-        #: Leaf index from which on the file may hold nodes of another fork, which do not count; None when all count.
-        self._file_end: int | None = None if floor is None else 2 * floor
-        self._blanks = blanks
+        self._hash_parent = tree_hash.parent
         #: Nodes that are in the log but not yet in the file.
         self.overlay: dict[int, Node] = dict(overlay or {})
+        self._blanks = blanks
+        #: Leaf index from which on the file may hold nodes of another fork, which do not count; None when all count.
+        self._file_end: int | None = None if floor is None else 2 * floor
+        self._pages: dict[int, _Page] = {}
+        self._upper: dict[int, Placed] = {}
+        self._roots: tuple[Node, ...] = ()
+        self._end = 0
 
     # ---- what the tree is ----------------------------------------------------------------------------
 
     def hash_with(self, tree_hash: TreeHash) -> None:
         """The manifest was learned, and it says which hash the tree is made with."""
-        self._tree_hash = tree_hash
+        self._hash_parent = tree_hash.parent
 
-    def set_roots(self, roots: Iterable[Node], length: int) -> None:
+    def set_roots(self, roots: Sequence[Node], length: int) -> None:
         """These are the checked roots of the tree, which has `length` blocks."""
         self._roots = tuple(roots)
         self._end = 2 * length
@@ -98,196 +129,374 @@ class NodeStore:
     def _trust_roots(self) -> None:
         start = 0
         for root in self._roots:
-            self._trusted[root.index] = (start, root)
-            start += root.size
+            index = root[0]
+            page = self._pages.get(index >> _PAGE_SHIFT)
+            if page is not None:
+                page.trust(root, start)
+            if index & _IN_PAGE == _TOP or index & _IN_PAGE == _IN_PAGE:
+                self._upper[index] = (start, root)
+            start += root[1]
+
+    def add(self, nodes: Iterable[Node]) -> None:
+        """The log holds these nodes. A true size in place of a forged one moves what follows, so that trust starts
+        over."""
+        overlay, pages, upper = self.overlay, self._pages, self._upper
+        moved = False
+        for node in nodes:
+            index = node[0]
+            overlay[index] = node
+            page = pages.get(index >> _PAGE_SHIFT)
+            if page is not None:
+                place = index & _IN_PAGE
+                if page.offsets[place] >= 0 and _unpack(page.data, place * NODE_SIZE) != node[1:]:
+                    moved = True
+                page.put(node)
+            known = upper.get(index)
+            if known is not None and known[1] != node:
+                moved = True
+        if moved:
+            self._distrust()
+
+    def graft(self, leaf: Node, path: Sequence[Node]) -> tuple[int, list[Node]] | None:
+        """Add a leaf that `path`, its siblings upwards, connects to a checked node of its page.
+
+        Gives the leaf's byte offset and the nodes that are new. None when the page is not in memory, or when the
+        path does not lead to a checked node; then nothing has changed, and the proof deserves a closer look. What
+        the path holds beyond the first checked node is not looked at.
+        """
+        index, size, digest = leaf
+        page = self._pages.get(index >> _PAGE_SHIFT)
+        if page is None:
+            return None
+        base, data, offsets, hash_parent = page.base, page.data, page.offsets, self._hash_parent
+        place = index & _IN_PAGE
+        steps = []
+        bit = 1
+        siblings = iter(path)
+        while offsets[place] < 0:
+            sibling = next(siblings, None)
+            if sibling is None or place == _TOP:
+                return None
+            double = bit << 1
+            is_right = place & double
+            sibling_index, sibling_size, sibling_digest = sibling
+            if sibling_index != base + (place - double if is_right else place + double):
+                return None
+            steps.append((place, size, digest, sibling))
+            size += sibling_size
+            if is_right:
+                place -= bit
+                digest = hash_parent(size, sibling_digest, digest)
+            else:
+                place += bit
+                digest = hash_parent(size, digest, sibling_digest)
+            bit = double
+        if (size, digest) != _unpack(data, place * NODE_SIZE):
+            return None
+        new: list[Node] = []
+        overlay = self.overlay
+        start = offsets[place]
+        for place, size, digest, sibling in reversed(steps):
+            sibling_index, sibling_size, sibling_digest = sibling
+            sibling_place = sibling_index & _IN_PAGE
+            if place < sibling_place:
+                offsets[sibling_place] = start + size
+            else:
+                offsets[sibling_place] = start
+                start += sibling_size
+            offsets[place] = start
+            _pack_into(data, place * NODE_SIZE, size, digest)
+            _pack_into(data, sibling_place * NODE_SIZE, sibling_size, sibling_digest)
+            overlay[sibling_index] = sibling
+            overlay[base + place] = node = Node(base + place, size, digest)
+            new.append(sibling)
+            new.append(node)
+        return start, new
+
+    def missing_steps(self, index: int) -> int | None:
+        """Steps up from a node of a page to the first one that is stored; None when that takes more than the page."""
+        page = self._pages.get(index >> _PAGE_SHIFT)
+        place = index & _IN_PAGE
+        if page is None or ~index & (index + 1) > 128 or flat_tree.right_span(index) >= self._end:
+            return None
+        offsets, data = page.offsets, page.data
+        bit = ~place & (place + 1)
+        steps = 0
+        while offsets[place] < 0:
+            if place == _TOP or _unpack(data, place * NODE_SIZE) != _BLANK:
+                return None
+            place += -bit if place & (bit << 1) else bit
+            bit <<= 1
+            steps += 1
+        return steps
+
+    def _distrust(self) -> None:
+        self._upper = {}
+        for page in self._pages.values():
+            page.offsets = _UNCHECKED[:]
+        self._trust_roots()
 
     def cut(self, length: int) -> None:
         """Forget every node that is not wholly below the first `length` blocks; the file may still hold some."""
         end = 2 * length
         reach = flat_tree.right_span
         self.overlay = {index: node for index, node in self.overlay.items() if reach(index) < end}
-        self._trusted = {index: placed for index, placed in self._trusted.items() if reach(index) < end}
+        self._upper = {index: placed for index, placed in self._upper.items() if reach(index) < end}
+        self._pages = {}
         self._file_end = end if self._file_end is None else min(end, self._file_end)
-
-    def add(self, nodes: Iterable[Node]) -> None:
-        """Put nodes that the log holds into the overlay. Two sizes for one hash make all trust start over."""
-        trusted = self._trusted
-        for node in nodes:
-            index = node[0]
-            self.overlay[index] = node
-            known = trusted.get(index)
-            if known is not None and known[1] != node:
-                self.distrust()
-                trusted = self._trusted
-
-    def distrust(self) -> None:
-        """Forget what was checked, but for the roots."""
-        self._trusted = {}
-        self._trust_roots()
 
     # ---- looking up ----------------------------------------------------------------------------------
 
-    def known(self, index: int) -> Placed | None:
-        """The node if it is known to hang under a root, without looking anywhere."""
-        return self._trusted.get(index)
+    def leaf(self, block: int) -> tuple[int, int, bytes] | None:
+        """Byte offset, size and hash of a block below the length, if that can be told without reading."""
+        page = self._pages.get(block >> (_PAGE_SHIFT - 1))
+        if page is None:
+            return None
+        place = 2 * block & _IN_PAGE
+        offset = page.offsets[place]
+        if offset < 0:
+            try:
+                if not self._climb(page, place):
+                    return None
+            except _PagesNeeded:
+                return None
+            offset = page.offsets[place]
+        size, digest = _unpack(page.data, place * NODE_SIZE)
+        return offset, size, digest
 
     async def locate(self, index: int) -> Placed | None:
         """The node and its byte offset, if it is stored and hashes up to a root; None otherwise."""
-        placed = self._trusted.get(index)
-        if placed is not None:
-            return placed
-        if flat_tree.right_span(index) >= self._end:
-            return None
         while True:
             try:
-                return self._climb(index)
+                return self._find(index)
             except _PagesNeeded as needed:
                 await self._load(needed.pages)
 
-    async def locate_all(self, indexes: Sequence[int]) -> list[Placed | None]:
-        """`locate` for several, with as few reads as can be."""
+    async def nodes(self, indexes: Sequence[int]) -> list[Node | None]:
+        """The nodes that are stored and hash up to a root; None for the others. One round trip for what is not in
+        memory, mostly."""
+        nodes: list[Node | None] = []
+        pages = self._pages
+        try:
+            for index in indexes:
+                page = pages.get(index >> _PAGE_SHIFT)
+                place = index & _IN_PAGE
+                if page is not None and page.offsets[place] >= 0:
+                    size, digest = _unpack(page.data, place * NODE_SIZE)
+                    nodes.append(Node(index, size, digest))
+                else:
+                    placed = self._find(index)
+                    nodes.append(None if placed is None else placed[1])
+        except _PagesNeeded:
+            return await self._nodes_slowly(indexes)
+        return nodes
+
+    async def _nodes_slowly(self, indexes: Sequence[int]) -> list[Node | None]:
         needed: set[int] = set()
         for index in indexes:
-            if index not in self._trusted and flat_tree.right_span(index) < self._end:
-                try:
-                    self._climb(index)
-                except _PagesNeeded as missing:
-                    needed |= missing.pages
-        if needed:
-            await self._load(needed)
-        return [await self.locate(index) for index in indexes]
+            try:
+                self._find(index)
+            except _PagesNeeded as missing:
+                needed |= missing.pages
+        await self._load(needed)
+        placed = [await self.locate(index) for index in indexes]
+        return [None if found is None else found[1] for found in placed]
 
-    async def nodes(self, indexes: Sequence[int]) -> list[Node | None]:
-        """The nodes that are stored and hash up to a root; None for the others."""
-        return [None if placed is None else placed[1] for placed in await self.locate_all(indexes)]
-
-    async def stored(self, indexes: Sequence[int]) -> list[Node | None]:
-        """The nodes as they are stored, whether they fit the tree or not."""
-        needed = {
-            index >> PAGE_SHIFT
-            for index in indexes
-            if index not in self.overlay and index >> PAGE_SHIFT not in self._pages
-        }
-        if needed:
-            await self._load(needed)
-        found: list[Node | None] = []
-        for index in indexes:
-            while True:
-                try:
-                    found.append(self._stored(index))
-                    break
-                except _PagesNeeded as missing:
-                    # More pages were asked for than the cache holds.
-                    await self._load(missing.pages)
-        return found
-
-    def _stored(self, index: int) -> Node | None:
-        node = self.overlay.get(index)
-        if node is not None:
-            return node
-        if self._file_end is not None and flat_tree.right_span(index) >= self._file_end:
-            return None
-        if index in self._blanks:
-            return None
-        page = self._pages.get(index >> PAGE_SHIFT)
+    def _find(self, index: int) -> Placed | None:
+        if ~index & (index + 1) > 128:
+            return self._find_upper(index)
+        page = self._pages.get(index >> _PAGE_SHIFT)
+        place = index & _IN_PAGE
         if page is None:
-            raise _PagesNeeded({index >> PAGE_SHIFT})
-        start = (index & (PAGE_NODES - 1)) * NODE_SIZE
-        if start + NODE_SIZE > len(page):
-            return None
-        size, digest = _NODE.unpack_from(page, start)
-        if size == 0 and digest == _BLANK_HASH:
-            return None
-        return Node(index, size, digest)
+            if flat_tree.right_span(index) >= self._end:
+                return None
+            raise _PagesNeeded({index >> _PAGE_SHIFT} | self._pages_above(index))
+        offset = page.offsets[place]
+        if offset < 0:
+            if flat_tree.right_span(index) >= self._end or not self._climb(page, place):
+                return None
+            offset = page.offsets[place]
+        size, digest = _unpack(page.data, place * NODE_SIZE)
+        return offset, Node(index, size, digest)
 
-    def _climb(self, index: int) -> Placed | None:
-        """From a node up to the nearest trusted ancestor, with the siblings on the way as the proof.
+    def _pages_above(self, index: int) -> set[int]:
+        """The other pages that checking a node will need, so that they are read together with its own."""
+        top = index | _TOP if index & _IN_PAGE < _TOP else (index & ~_IN_PAGE) | _TOP
+        if flat_tree.right_span(top) < self._end:
+            try:
+                self._find_upper(top)
+            except _PagesNeeded as needed:
+                return needed.pages
+        return set()
 
-        What is stored on the way itself is not read: a parent is what its children make it.
+    def _climb(self, page: _Page, place: int) -> bool:
+        """Check a node of a page: hash it up to one that is checked already, with the siblings on the way.
+
+        What is stored on the way itself is not looked at: a parent is what its children make it. Whatever this
+        passes is checked afterwards.
         """
-        node = self._gather(index, trusted := self._trusted, path := [])
+        data, offsets, hash_parent = page.data, page.offsets, self._hash_parent
+        size, digest = _unpack(data, place * NODE_SIZE)
+        if not size and digest == _BLANK_HASH:
+            return False
+        steps = []
+        bit = ~place & (place + 1)
+        while offsets[place] < 0:
+            if place == _TOP:
+                top = self._find_upper(page.base + _TOP)
+                if top is None:
+                    return False
+                page.trust(top[1], top[0])
+                break
+            double = bit << 1
+            is_right = place & double
+            sibling = place - double if is_right else place + double
+            sibling_size, sibling_digest = _unpack(data, sibling * NODE_SIZE)
+            if not sibling_size and sibling_digest == _BLANK_HASH:
+                return False
+            steps.append((place, size, digest, sibling, sibling_size))
+            size += sibling_size
+            if is_right:
+                place -= bit
+                digest = hash_parent(size, sibling_digest, digest)
+            else:
+                place += bit
+                digest = hash_parent(size, digest, sibling_digest)
+            bit = double
+        if (size, digest) != _unpack(data, place * NODE_SIZE):
+            return False
+        # All of it holds; on the way down every node learns its byte offset.
+        start = offsets[place]
+        for place, size, digest, sibling, sibling_size in reversed(steps):
+            if place < sibling:
+                offsets[sibling] = start + size
+            else:
+                offsets[sibling] = start
+                start += sibling_size
+            offsets[place] = start
+            if place & 1:
+                _pack_into(data, place * NODE_SIZE, size, digest)
+        return True
+
+    def _find_upper(self, index: int) -> Placed | None:
+        """A node that is not below the top of a page. Raises `_PagesNeeded` with all pages that are in the way."""
+        trusted = self._upper
+        known = trusted.get(index)
+        if known is not None:
+            return known
+        if flat_tree.right_span(index) >= self._end:
+            return None
+        needed: set[int] = set()
+        path: list[Node] = []
+        node = self._stored(index, needed)
+        above = index
+        while above not in trusted:
+            sibling = flat_tree.sibling(above)
+            above = flat_tree.parent(above)
+            held = trusted.get(sibling)
+            beside = held[1] if held is not None else self._stored(sibling, needed)
+            if beside is not None:
+                path.append(beside)
+            elif not needed:
+                return None
+        if needed:
+            raise _PagesNeeded(needed)
         if node is None:
             return None
-        hash_parent = self._tree_hash.parent
-        made = [node]
-        for sibling in path:
-            size = node[1] + sibling[1]
-            if node[0] < sibling[0]:
-                digest = hash_parent(size, node[2], sibling[2])
-            else:
-                digest = hash_parent(size, sibling[2], node[2])
-            node = Node((node[0] + sibling[0]) >> 1, size, digest)
-            made.append(node)
-        start, top = trusted[node[0]]
-        if node[2] != top[2] or node[1] != top[1]:
+        passed = [node]
+        for beside in path:
+            left, right = (node, beside) if node[0] < beside[0] else (beside, node)
+            size = left[1] + right[1]
+            node = Node((left[0] + right[0]) >> 1, size, self._hash_parent(size, left[2], right[2]))
+            passed.append(node)
+        start, top = trusted[above]
+        if node != top:
             return None
-        # All of it holds; on the way down every node learns its byte offset.
-        for node, sibling in zip(reversed(made[:-1]), reversed(path), strict=True):
-            if node[0] < sibling[0]:
-                trusted[sibling[0]] = (start + node[1], sibling)
+        for node, beside in zip(reversed(passed[:-1]), reversed(path), strict=True):
+            if node[0] < beside[0]:
+                trusted[beside[0]] = (start + node[1], beside)
             else:
-                trusted[sibling[0]] = (start, sibling)
-                start += sibling[1]
-            trusted[node[0]] = placed = (start, node)
-        if len(trusted) > MAX_TRUSTED:
+                trusted[beside[0]] = (start, beside)
+                start += beside[1]
+            trusted[node[0]] = (start, node)
+        if len(trusted) > MAX_UPPER:
             self._shed()
-        return placed
+        return start, passed[0]
 
-    def _gather(self, index: int, trusted: dict[int, Placed], path: list[Node]) -> Node | None:
-        """The stored node `index`; into `path` the siblings up to a trusted ancestor. None when one is absent.
-
-        Raises `_PagesNeeded` with all that lie in the way, so that one round trip brings them.
-        """
-        needed: set[int] | None = None
-        try:
-            first = self._stored(index)
-            if first is None:
-                return None
-        except _PagesNeeded as missing:
-            first = None
-            needed = missing.pages
-        while index not in trusted:
-            bit = ~index & (index + 1)
-            double = bit << 1
-            sibling = index - double if index & double else index + double
-            index = index - bit if index & double else index + bit
-            known = trusted.get(sibling)
-            if known is not None:
-                path.append(known[1])
-                continue
-            try:
-                node = self._stored(sibling)
-            except _PagesNeeded as missing:
-                needed = missing.pages if needed is None else needed | missing.pages
-                continue
-            if node is None:
-                return None
-            path.append(node)
-        if needed is not None:
-            raise _PagesNeeded(needed)
-        return first
+    def _stored(self, index: int, needed: set[int]) -> Node | None:
+        """The node as its page has it; a page that is not here is added to `needed`."""
+        page = self._pages.get(index >> _PAGE_SHIFT)
+        if page is None:
+            needed.add(index >> _PAGE_SHIFT)
+            return None
+        size, digest = _unpack(page.data, (index & _IN_PAGE) * NODE_SIZE)
+        return Node(index, size, digest) if size or digest != _BLANK_HASH else None
 
     def _shed(self) -> None:
-        span = 4  # blocks below the lowest nodes that stay
-        while len(self._trusted) > MAX_TRUSTED // 2:
-            self._trusted = {index: placed for index, placed in self._trusted.items() if ~index & (index + 1) >= span}
-            span *= 2
+        reach = 2 * (_TOP + 1)
+        while len(self._upper) > MAX_UPPER // 2:
+            self._upper = {index: placed for index, placed in self._upper.items() if ~index & (index + 1) >= reach}
+            reach *= 2
         self._trust_roots()
 
     # ---- the file ------------------------------------------------------------------------------------
 
-    async def _load(self, pages: Iterable[int]) -> None:
-        numbers = sorted(pages)
-        ranges = []
-        for number in numbers:
-            start = number * PAGE_SIZE
-            ranges.append((start, max(0, min(PAGE_SIZE, self._file_size - start))))
-        wanted = [(start, size) for start, size in ranges if size]
-        contents = iter(await (await self._handle()).read_many(wanted)) if wanted else iter(())
-        while self._pages and len(self._pages) + len(numbers) > MAX_PAGES:
+    async def _load(self, numbers: Iterable[int]) -> None:
+        wanted = sorted(numbers)
+        ranges = [(number, min(_PAGE_SIZE, self._file_size - number * _PAGE_SIZE)) for number in wanted]
+        reads = [(number * _PAGE_SIZE, size) for number, size in ranges if size > 0]
+        contents = iter(await (await self._handle()).read_many(reads) if reads else ())
+        while self._pages and len(self._pages) + len(wanted) > MAX_PAGES:
             del self._pages[next(iter(self._pages))]
-        for number, (_start, size) in zip(numbers, ranges, strict=True):
-            self._pages[number] = next(contents) if size else b""
+        for number, size in ranges:
+            page = _Page(number << _PAGE_SHIFT, next(contents) if size > 0 else b"")
+            self._bring_up_to_date(page)
+            self._pages[number] = page
+        self._trust_roots()
+
+    def _bring_up_to_date(self, page: _Page) -> None:
+        """Make a page that was read from the file show what the log says since."""
+        inside = range(page.base, page.base + _PAGE_NODES)
+        if self._file_end is not None:
+            for index in inside:
+                if flat_tree.right_span(index) >= self._file_end:
+                    page.blank(index)
+        for index in self._blanks:
+            if index in inside:
+                page.blank(index)
+        if len(self.overlay) < _PAGE_NODES:
+            for node in self.overlay.values():
+                if node[0] in inside:
+                    page.put(node)
+        else:
+            for index in inside:
+                if index in self.overlay:
+                    page.put(self.overlay[index])
+
+    async def stored(self, indexes: Sequence[int]) -> list[Node | None]:
+        """The nodes as they are stored, whether they fit the tree or not; read one by one and not kept."""
+        reads = [
+            (index * NODE_SIZE, NODE_SIZE)
+            for index in indexes
+            if index not in self.overlay and self._counts_in_file(index)
+        ]
+        contents = iter(await (await self._handle()).read_many(reads) if reads else ())
+        found: list[Node | None] = []
+        for index in indexes:
+            node = self.overlay.get(index)
+            if node is None and self._counts_in_file(index):
+                size, digest = _NODE.unpack(next(contents))
+                if size or digest != _BLANK_HASH:
+                    node = Node(index, size, digest)
+            found.append(node)
+        return found
+
+    def _counts_in_file(self, index: int) -> bool:
+        return (
+            (index + 1) * NODE_SIZE <= self._file_size
+            and index not in self._blanks
+            and (self._file_end is None or flat_tree.right_span(index) < self._file_end)
+        )
 
     async def _handle(self) -> RandomAccess:
         if self._file is None:
@@ -295,19 +504,17 @@ class NodeStore:
         return self._file
 
     def unwritten_runs(self) -> list[tuple[int, bytes]]:
-        """The overlay as `(byte offset in the file, bytes)`, neighbours joined."""
+        """The nodes that are only in the log as `(byte offset in the file, bytes)`, neighbours joined."""
         runs: list[tuple[int, bytes]] = []
         pack = _NODE.pack
         parts: list[bytes] = []
         first = following = -1
-        overlay = self.overlay
-        for index in sorted(overlay):
+        for index, node in sorted(self.overlay.items()):
             if index != following:
                 if parts:
                     runs.append((first * NODE_SIZE, b"".join(parts)))
                     parts = []
                 first = index
-            node = overlay[index]
             parts.append(pack(node[1], node[2]))
             following = index + 1
         if parts:
@@ -334,19 +541,9 @@ class NodeStore:
         """The runs, and the cut if there was one, are in the file now."""
         cut = self.owed_cut()
         if cut is not None:
-            self._pages.clear()
             self._file_end = None
             self._file_size = max([cut.size, *(offset + NODE_SIZE for offset in cut.blanks)])
-        for offset, data in runs:
-            self._file_size = max(self._file_size, offset + len(data))
-            for number in range(offset // PAGE_SIZE, (offset + len(data) - 1) // PAGE_SIZE + 1):
-                page = self._pages.get(number)
-                if page is None:
-                    continue
-                start = number * PAGE_SIZE
-                low, high = max(offset, start), min(offset + len(data), start + PAGE_SIZE)
-                head = page[: low - start].ljust(low - start, b"\0")
-                self._pages[number] = head + data[low - offset : high - offset] + page[high - start :]
+        self._file_size = max([self._file_size, *(offset + len(data) for offset, data in runs)])
         self.overlay.clear()
 
     async def aclose(self) -> None:
