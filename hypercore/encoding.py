@@ -14,9 +14,11 @@ from hypercore.errors import DecodeError
 #: Numbers are doubles in the other implementation; above this they would lose digits, so nobody may send them.
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 
-_U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_pack_marked_u16 = struct.Struct("<BH").pack
+_pack_marked_u32 = struct.Struct("<BI").pack
+_pack_marked_u64 = struct.Struct("<BQ").pack
 
 _SMALL: Final = tuple(bytes([value]) for value in range(253))
 
@@ -31,11 +33,11 @@ def encode_uint(value: int) -> bytes:
     if value < 0:
         raise ValueError(f"{value} is negative")
     if value <= 0xFFFF:
-        return b"\xfd" + _U16.pack(value)
+        return _pack_marked_u16(0xFD, value)
     if value <= 0xFFFFFFFF:
-        return b"\xfe" + _U32.pack(value)
+        return _pack_marked_u32(0xFE, value)
     if value <= MAX_SAFE_INTEGER:
-        return b"\xff" + _U64.pack(value)
+        return _pack_marked_u64(0xFF, value)
     raise ValueError(f"{value} is above 2^53 - 1")
 
 
