@@ -47,6 +47,7 @@ from hypercore.log.reorg import Reorg
 from hypercore.log.state import (
     DATA,
     FILES,
+    HEADER,
     OPLOG,
     LogState,
     delete_of,
@@ -240,7 +241,7 @@ class Log:
             try:
                 await self._state.tree.aclose()
                 await self._state.blocks.aclose()
-                for name in FILES:
+                for name in (OPLOG, HEADER, *FILES):
                     await self._storage.unlink(name)
             finally:
                 await self._storage.aclose()
@@ -361,20 +362,20 @@ class Log:
             raise BlockIndexError(f"block {index} is outside of the log, which has {state.length} blocks")
         if not state.bitfield.get(index):
             return None
-        leaf = state.tree.leaf(index)
-        if leaf is None:
-            placed = await state.tree.locate(2 * index)
-            if placed is None:
-                return await self._get_slowly(index)
-            offset, (_index, size, digest) = placed
-        else:
-            offset, size, digest = leaf
         try:
+            leaf = state.tree.leaf(index)
+            if leaf is None:
+                placed = await state.tree.locate(2 * index)
+                if placed is None:
+                    return await self._get_slowly(index)
+                offset, (_index, size, digest) = placed
+            else:
+                offset, size, digest = leaf
             if index == self._next_index:
                 block = await state.blocks.read_sequence(offset, size)
             else:
                 block = await state.blocks.read(offset, size) if size else b""
-        except (OutOfBoundsError, StorageMissingError):
+        except (OutOfBoundsError, StorageMissingError, ClosedError):
             return await self._get_slowly(index)
         self._next_index = index + 1
         if state.authority.tree_hash.leaf(block) == digest:
@@ -533,7 +534,7 @@ class Log:
         self._check_writable()
         byte_count = 0
         for block in blocks:
-            if block.__class__ is not bytes:
+            if not isinstance(block, bytes):
                 raise OptionError(f"a block is bytes, not {type(block).__name__}")
             byte_count += len(block)
         if byte_count > MAX_BLOCK_SIZE and any(len(block) > MAX_BLOCK_SIZE for block in blocks):
@@ -572,27 +573,26 @@ class Log:
             self._lock.release()
 
     async def _append_group(self, group: _Group) -> None:
-        async with self._lock:
-            if self._group is group:
-                self._group = None
-            # A caller that gave up in time has not appended.
-            callers = [caller for caller in group.callers if not caller[1].done()]
-            try:
-                await self._append([block for blocks, _ in callers for block in blocks])
-            except BaseException as error:
-                for _, future in callers:
-                    if not future.done():
-                        future.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
-                return
-            length = self._state.length - sum(len(blocks) for blocks, _ in callers)
-            byte_length = self._state.byte_length - sum(len(block) for blocks, _ in callers for block in blocks)
-            for blocks, future in callers:
-                length += len(blocks)
-                byte_length += sum(map(len, blocks))
+        callers: list[tuple[Sequence[bytes], asyncio.Future[tuple[int, int]]]] = []
+        try:
+            async with self._lock:
+                if self._group is group:
+                    self._group = None
+                # A caller that gave up in time has not appended.
+                callers = [caller for caller in group.callers if not caller[1].done()]
+                length, byte_length = await self._append([block for blocks, _ in callers for block in blocks])
+        except BaseException as error:
+            for _, future in callers or group.callers:
                 if not future.done():
-                    future.set_result((length, byte_length))
+                    future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for blocks, future in reversed(callers):
+            if not future.done():
+                future.set_result((length, byte_length))
+            length -= len(blocks)
+            byte_length -= sum(map(len, blocks))
 
     async def _append(self, blocks: Sequence[bytes]) -> tuple[int, int]:
         if self._uncertain:
@@ -683,11 +683,13 @@ class Log:
         Ask a peer for `next_request()` of the result until it is None, `receive` the answers with this log as their
         source, then `commit_reorg`. Raises `VerificationError`.
         """
-        state = self._state
+        state, generation = self._state, self._generation
         verified = proof.verify_fork_proof(candidate, authority=state.authority)
         if verified.fork <= state.fork:
             raise VerificationError(f"fork {verified.fork} is not newer than ours, {state.fork}")
-        return await Reorg.begin(state.tree, verified, length=state.length)
+        reorg = await Reorg.begin(state.tree, verified, length=state.length)
+        reorg.generation = generation
+        return reorg
 
     async def commit_reorg(self, reorg: Reorg) -> None:
         """Become the other fork: keep the common blocks, drop the rest.
@@ -702,8 +704,8 @@ class Log:
         state, verified = self._state, reorg.verified
         upgrade = verified.upgrade
         assert upgrade is not None
-        if verified.fork <= state.fork or reorg.ancestors > state.length:
-            raise VerificationError(f"fork {verified.fork} is not newer than ours, {state.fork}")
+        if reorg.generation != self._generation or verified.fork <= state.fork:
+            raise VerificationError(f"the log went to fork {state.fork} while fork {verified.fork} was looked at")
         nodes = await reorg.nodes(state.tree)
         state.authority = verified.authority
         state.tree.hash_with(state.authority.tree_hash)

@@ -35,6 +35,7 @@ _HYPERCORE_11: Final = frozenset({"CORESTORE", "db"})
 _CORESTORE: Final = frozenset({"primary-key", "cores"})
 #: A tree file of hypercore 9 and older begins with this.
 _OLD_TREE: Final = bytes.fromhex("0502570200002807424c414b453262")
+_BITFIELD_READ_SIZE: Final = 256 * PAGE_SIZE
 #: User data and a manifest of thousands of signers are far below this.
 MAX_EXTERNAL_HEADER_SIZE: Final = 64 * 1024 * 1024
 
@@ -80,7 +81,8 @@ async def inspect(storage: Storage) -> Inspection:
     image = oplog.parse_oplog(data)
     header, external = image.header, None
     if isinstance(header, ExternalPointer):
-        header, external = await _read_external(storage, header, sizes.get(HEADER, 0)), header
+        external = header
+        header = await _read_external(storage, external, sizes.get(HEADER, 0))
     others = names - set(FILES)
     if header is None and others:
         shown = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
@@ -239,11 +241,12 @@ async def _read_bitfield(storage: Storage, size: int, replayed: Replayed) -> Bit
     bitfield = Bitfield()
     page_count = -(-replayed.length // PAGE_BLOCKS) + 1
     size = min(size & ~3, page_count * PAGE_SIZE)
-    if size:
-        data = await _read(storage, BITFIELD, 0, size)
-        for number in range(-(-size // PAGE_SIZE)):
-            page = data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
-            bitfield.load_page(number, page.ljust(PAGE_SIZE, b"\0"))
+    # Piece by piece: a page without bits takes no memory, and a file may have terabytes of them.
+    for start in range(0, size, _BITFIELD_READ_SIZE):
+        data = await _read(storage, BITFIELD, start, min(_BITFIELD_READ_SIZE, size - start))
+        for offset in range(0, len(data), PAGE_SIZE):
+            page = data[offset : offset + PAGE_SIZE].ljust(PAGE_SIZE, b"\0")
+            bitfield.load_page((start + offset) // PAGE_SIZE, page)
     for drop, start, length in replayed.ranges:
         bitfield.set_range(start, length, not drop)
     return bitfield

@@ -22,13 +22,15 @@ class Reorg:
     `receive`, or call `give_up` when nobody answers: what is shared by then is kept, the rest is fetched again.
     """
 
-    __slots__ = ("_doubtful", "_known", "_pending", "ancestors", "length", "upgrade", "verified")
+    __slots__ = ("_doubtful", "_known", "_pending", "ancestors", "generation", "length", "upgrade", "verified")
 
     def __init__(self, verified: Verified, upgrade: VerifiedUpgrade, *, length: int) -> None:
         self.verified = verified
         self.upgrade = upgrade
         self.length = length
         self.ancestors = 0
+        #: For whoever holds the old tree, to tell whether it is still the same one.
+        self.generation = 0
         #: Nodes of the new tree, by index.
         self._known = {node.index: node for node in verified.nodes}
         self._doubtful = set(verified.provisional)

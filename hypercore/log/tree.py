@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from hypercore.crypto import TreeHash
+from hypercore.encoding import MAX_SAFE_INTEGER
 from hypercore.log import flat_tree
 from hypercore.log.merkle import parent_node
 from hypercore.proofs import Node
@@ -337,7 +338,8 @@ class NodeStore:
         """
         data, offsets, hash_parent = page.data, page.offsets, self._hash_parent
         size, digest = _unpack(data, place * NODE_SIZE)
-        if not size and digest == _BLANK_HASH:
+        # A size above 2^53 is damage; without this, the sum of two might not fit into the hash's 64 bits.
+        if size > MAX_SAFE_INTEGER or (not size and digest == _BLANK_HASH):
             return False
         steps = []
         bit = ~place & (place + 1)
@@ -352,7 +354,7 @@ class NodeStore:
             is_right = place & double
             sibling = place - double if is_right else place + double
             sibling_size, sibling_digest = _unpack(data, sibling * NODE_SIZE)
-            if not sibling_size and sibling_digest == _BLANK_HASH:
+            if sibling_size > MAX_SAFE_INTEGER or (not sibling_size and sibling_digest == _BLANK_HASH):
                 return False
             steps.append((place, size, digest, sibling, sibling_size))
             size += sibling_size
@@ -407,6 +409,8 @@ class NodeStore:
         for beside in path:
             left, right = (node, beside) if node[0] < beside[0] else (beside, node)
             size = left[1] + right[1]
+            if size > MAX_SAFE_INTEGER:
+                return None
             node = Node((left[0] + right[0]) >> 1, size, self._hash_parent(size, left[2], right[2]))
             passed.append(node)
         start, top = trusted[above]
@@ -559,6 +563,6 @@ async def remake_node(store: NodeStore, index: int, tree_hash: TreeHash) -> Node
     if below is None:
         return None
     left, right = await store.stored(below)
-    if left is None or right is None:
+    if left is None or right is None or left.size + right.size > MAX_SAFE_INTEGER:
         return None
     return parent_node(left, right, tree_hash)

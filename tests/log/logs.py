@@ -18,7 +18,7 @@ KEY_PAIR = KeyPair.from_seed(b"\x01" * 32)
 class Disk:
     """Files that stay when the storage is closed, and every commit that was made on them."""
 
-    def __init__(self, files: Mapping[str, bytes] = {}) -> None:  # noqa: B006 - never changed
+    def __init__(self, files: Mapping[str, bytes] = {}) -> None:
         self.contents: dict[str, bytearray] = {name: bytearray(data) for name, data in files.items()}
         self.commits: list[tuple[Operation, ...]] = []
         self.reads: list[tuple[str, int, int]] = []
