@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import math
 import os
 import types
 import typing
@@ -95,7 +96,7 @@ def _read(text: str, hint: object, name: str, of: str) -> object:
                 return _TRUTH[text.lower()]
             if choice is int:
                 return int(text, 0)
-            if choice is float:
+            if choice is float and math.isfinite(float(text)):
                 return float(text)
             if choice in (str, os.PathLike):
                 return text
@@ -125,7 +126,7 @@ def _fits(value: object, hint: object) -> bool:
             if any(value == allowed and type(value) is type(allowed) for allowed in typing.get_args(choice)):
                 return True
         elif choice is float:
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 return True
         elif choice is int:
             if isinstance(value, int) and not isinstance(value, bool):

@@ -71,7 +71,7 @@ class Address:
         text += path
         if self.query:
             pairs = [(name, HIDDEN if hide and is_secret(name) else value) for name, value in self.query]
-            text += "?" + urlencode(pairs, safe=_PATH_SAFE, quote_via=quote)
+            text += "?" + urlencode(pairs, safe="/:@,~", quote_via=quote)
         return text
 
 
@@ -108,7 +108,7 @@ def is_secret(name: str) -> bool:
 
 def hide_secrets(text: str) -> str:
     """A text that was meant as an address and may not be one, fit for a message."""
-    text = re.sub(r"//.*@", f"//{HIDDEN}@", text)
+    text = re.sub(r"//.*@", f"//{HIDDEN}@", text, flags=re.DOTALL)
     return re.sub(r"([?&])([^=&]*)=([^&]*)", _hide_value, text)
 
 
