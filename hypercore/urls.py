@@ -71,7 +71,7 @@ class Address:
         text += path
         if self.query:
             pairs = [(name, HIDDEN if hide and is_secret(name) else value) for name, value in self.query]
-            text += "?" + urlencode(pairs, safe="/:@,~", quote_via=quote)
+            text += "?" + urlencode(pairs, safe="/:@,~*", quote_via=quote)
         return text
 
 
