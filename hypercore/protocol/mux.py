@@ -290,7 +290,11 @@ class Mux:
     def _receive_batch(self, data: bytes, offset: int, end: int) -> None:
         channel_id, offset = decode_uint(data, offset, end)
         channel = self._remote.get(channel_id)
+        room = self._limits.batch_items
         while offset < end:
+            room -= 1
+            if room < 0:
+                raise ProtocolError(f"a batch of more than {self._limits.batch_items} items")
             size = data[offset]
             if 0 < size <= 0xFC:
                 offset += 1

@@ -235,6 +235,34 @@ def test_a_flood_ends_the_connection_within_a_bound(flood: Callable[[Attacker], 
     assert held_after(flood) < 16 * 2**20
 
 
+def frame_of_tiny_items(attacker: Attacker) -> None:
+    attacker.say(attacker.open_frame())
+    attacker.victim.open_channel(CORE_KEY)
+    attacker.say(b"\x00\x00\x01" + b"\x02\x02\x07" * (5 * 2**20))
+
+
+def frame_of_nodes(attacker: Attacker) -> None:
+    attacker.say(attacker.open_frame())
+    attacker.victim.open_channel(CORE_KEY)
+    item = b"\x03\x02\x01\x00\x05\x80" + (b"\x01\x01" + bytes(32)) * 128
+    attacker.say(b"\x00\x00\x01" + (encode_uint(len(item)) + item) * (4 * 2**20 // len(item)))
+
+
+def frame_of_switches(attacker: Attacker) -> None:
+    attacker.say(b"\x00\x00\x01" + b"\x00\x01" * 2**20)
+
+
+WORST_FRAMES = [(frame_of_tiny_items, 80), (frame_of_nodes, 48), (frame_of_switches, 12)]
+
+
+@pytest.mark.parametrize(("attack", "bound_mib"), WORST_FRAMES)
+def test_the_worst_frames_cost_a_small_multiple_of_their_size(
+    attack: Callable[[Attacker], None], bound_mib: int
+) -> None:
+    """Frames of 15, 4 and 2 MiB. What the attacker holds is counted too: its plaintext and two copies sealed."""
+    assert held_after(attack) < bound_mib * 2**20
+
+
 def test_half_a_frame_costs_what_was_sent_of_it() -> None:
     def attack(attacker: Attacker) -> None:
         attacker.victim.receive_data(b"\xff\xff\xff")
