@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import socket
+import struct
 import sys
 import termios
 from typing import cast
@@ -27,6 +28,8 @@ SEND_BUFFER_SIZE = 256 * 1024
 _CLOSE_POLL_SECONDS = 0.01
 #: The most that is read from the kernel after a connection broke: what Linux keeps for a socket by default.
 _RESCUE_SIZE = 6 * 1024 * 1024
+#: A close with this SO_LINGER (on, for zero seconds) is a reset.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class TcpStream(asyncio.BufferedProtocol, ByteStream):
@@ -100,7 +103,7 @@ class TcpStream(asyncio.BufferedProtocol, ByteStream):
             try:
                 await self._finish()
             finally:
-                self._transport.abort()
+                self._cut()
         # Shielded, so that a cancelled close does not cancel what others wait for.
         await asyncio.shield(self._gone)
 
@@ -143,7 +146,8 @@ class TcpStream(asyncio.BufferedProtocol, ByteStream):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self._closed and not self._ended:
-            self._rescue()
+            # A pipe breaks where the peer had finished before; otherwise the kernel's end of file means nothing.
+            self._ended = self._rescue() and isinstance(exc, BrokenPipeError)
         self._gone.set_result(exc)
         self._wake()
 
@@ -206,23 +210,22 @@ class TcpStream(asyncio.BufferedProtocol, ByteStream):
         reason = self._gone.result()
         return StreamBrokenError(f"the connection to {self._address} broke: {reason or 'it was cut'}")
 
-    def _rescue(self) -> None:
-        """Take what had arrived before the connection broke, above all the peer's own end.
+    def _rescue(self) -> bool:
+        """Take what had arrived before the connection broke; whether it ends there.
 
         A peer that sends its last bytes and closes makes our next write fail, and the loop then drops the
         connection together with those bytes, which the kernel holds for us.
         """
         rescued = bytearray(self._buffer[: self._filled])
+        data = b"nothing yet"
         with contextlib.suppress(OSError):
-            while len(rescued) < _RESCUE_SIZE:
+            while data and len(rescued) < _RESCUE_SIZE:
                 data = self._sock.recv(BUFFER_SIZE)
-                if not data:
-                    self._ended = True
-                    break
                 rescued += data
         if len(rescued) > self._filled:
             self._buffer = memoryview(rescued)
             self._filled = len(rescued)
+        return not data
 
     async def _finish(self) -> None:
         """Bring everything that was sent to the peer's kernel, and then our end of the stream.
@@ -243,6 +246,12 @@ class TcpStream(asyncio.BufferedProtocol, ByteStream):
                 self._sock.shutdown(socket.SHUT_WR)
                 while not self._gone.done() and _unacknowledged_size(self._sock):
                     await asyncio.wait((self._gone,), timeout=_CLOSE_POLL_SECONDS)
+
+    def _cut(self) -> None:
+        if not self._gone.done() and self._transport.get_write_buffer_size():
+            # Bytes are lost here, so the peer must see a reset and not an end that looks like ours.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
 
 
 def _unacknowledged_size(sock: socket.socket) -> int:
