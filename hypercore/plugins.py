@@ -14,7 +14,6 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, TypeVar
 
 from hypercore.errors import (
@@ -29,7 +28,9 @@ from hypercore.storage import Storage
 from hypercore.transport import Transport
 from hypercore.urls import HIDDEN, Address, parse_address
 
-if TYPE_CHECKING:  # pluggy costs 28 ms, which only those who open an address pay
+if TYPE_CHECKING:  # these cost 50 ms, which only those who open an address pay
+    from importlib.metadata import EntryPoint
+
     from hypercore.hookspecs import Provider, StorageProvider, TransportProvider
 
     _Offers = Mapping[str, Sequence[tuple["PluginInfo", Provider]]]
