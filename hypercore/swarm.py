@@ -97,11 +97,12 @@ class Swarm:
         self._destroyed = True
         for listener in self._listeners:
             await listener.aclose()
+        replications = list(self._replications)  # Whoever watches one forgets it when it is cancelled.
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for replication in list(self._replications):
+        for replication in replications:
             await replication.aclose()
         for hub in list(self._hubs.values()):
             self._leave(hub)
