@@ -20,8 +20,9 @@ class Limits:
     the peer early, large enough that the price of sealing a frame vanishes. A larger single message goes alone."""
 
     batch_items: int = 64 * 1024
-    """The most items, and changes of channel, that a received batch may have. Three bytes of a frame can become an event of 400, so a frame
-    full of them would cost a gigabyte; an honest batch holds what its sender queued in one turn, some hundreds."""
+    """The most items, and changes of channel, that a received batch may have. Three bytes of a frame can become an
+    event of 400, so a frame full of them would cost a gigabyte; an honest batch holds what its sender queued in one
+    turn, some hundreds."""
 
     channels: int = 4096
     """Channels that are open, opening or offered at once; the peer's further opens are rejected. A store of that many
