@@ -353,10 +353,12 @@ class FileStorage(Storage):
         """All steps on the loop, or all in one thread when one of them may wait for the disk."""
         size = 0
         waits = False
-        for _, operation in steps:
+        for descriptor, operation in steps:
             if isinstance(operation, Write):
                 size += len(operation.data)
-            elif not isinstance(operation, Truncate):
+            elif isinstance(operation, Truncate):
+                size += max(0, descriptor.size() - operation.size)
+            else:
                 waits = True
         if size <= DIRECT_BYTES_MAX and not waits:
             self._carry_out_now(steps)
