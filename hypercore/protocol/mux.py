@@ -43,6 +43,10 @@ class ChannelState(Enum):
     CLOSED = "closed"
 
 
+#: A message may follow our own open at once: the peer holds it until it has decided.
+_SENDABLE: Final = (ChannelState.OPEN, ChannelState.OPENING)
+
+
 class MuxChannel:
     """One channel. Subclasses say what its events mean.
 
@@ -196,7 +200,7 @@ class Mux:
         """
         if size > MAX_ITEM_SIZE:
             raise ValueError(f"a message of {size} bytes does not fit into a frame, at most {MAX_ITEM_SIZE} do")
-        if channel.state is ChannelState.OPEN or channel.state is ChannelState.OPENING:
+        if channel.state in _SENDABLE:
             self._queue(channel.local_id, parts, size)
 
     def destroy(self) -> None:
