@@ -6,8 +6,10 @@ writes nothing.
 
 from __future__ import annotations
 
-from hypercore.errors import VerificationError
-from hypercore.log import oplog
+from collections.abc import Sequence
+
+from hypercore.errors import DecodeError, VerificationError
+from hypercore.log.commits import Commits
 from hypercore.log.oplog import BitRange, Entry, TreeUpgrade
 from hypercore.log.proof import settle, verify_proof
 from hypercore.log.state import LogState
@@ -22,7 +24,6 @@ class Batch:
 
     def __init__(self, state: LogState) -> None:
         self._state = state
-        self._bit = state.slots.active
         self._frames: list[bytes] = []
         self._data: list[tuple[int, bytes]] = []
         #: Blocks that are new, as runs from start to end.
@@ -121,7 +122,7 @@ class Batch:
             self._run_nodes = []
 
     def _log(self, entry: Entry) -> None:
-        self._frames.append(oplog.frame(oplog.encode_entry(entry), bit=self._bit))
+        self._frames.append(self._state.framed(entry))
 
     def frames(self) -> list[bytes]:
         """The entries to write."""
@@ -154,3 +155,44 @@ class Batch:
             else:
                 joined.append((start, end))
         return joined
+
+
+async def apply(commits: Commits, proofs: Sequence[Proof]) -> list[VerificationError | None]:
+    """Store all proofs that hold in one commit; run while no other mutation runs. See `Log.apply`."""
+    await commits.certain()
+    state = commits.state
+    batch = Batch(state)
+    results: list[VerificationError | None] = []
+    try:
+        for proof in proofs:
+            try:
+                await batch.add(proof)
+            except VerificationError as error:
+                results.append(error)
+            except DecodeError as error:
+                results.append(VerificationError(str(error)))
+            else:
+                results.append(None)
+        if batch.is_empty:
+            return results
+        if frames := batch.frames():
+            await commits.commit_entries(frames, batch.writes())
+    except BaseException:
+        # Nodes of proofs that are not committed are in memory now.
+        commits.uncertain = True
+        raise
+    start = state.length
+    learned = batch.authority is not state.authority
+    state.learn(batch.authority)
+    state.roots, state.length, state.signature = batch.roots, batch.length, batch.signature
+    state.byte_length = batch.byte_length
+    runs = batch.runs()
+    for first, end in runs:
+        state.note_set(first, end)
+    if state.length > start:
+        commits.notify("upgrade", start, state.length)
+    for first, end in runs:
+        commits.notify("blocks", first, end)
+    # A manifest reaches the disk with a header only.
+    await commits.checkpoint_if_due(now=learned)
+    return results

@@ -13,9 +13,9 @@ from hypercore.bitfield import PAGE_SIZE, Bitfield
 from hypercore.crypto import KeyPair
 from hypercore.log import blocks, oplog, tree
 from hypercore.log.manifest import Authority
-from hypercore.log.oplog import ExternalPointer, Header, ReorgHint, SlotState, StoredKeyPair
+from hypercore.log.oplog import Entry, ExternalPointer, Header, ReorgHint, SlotState, StoredKeyPair
 from hypercore.proofs import Node
-from hypercore.storage import Delete, Operation, Sync, Truncate, Write
+from hypercore.storage import Operation, Sync, Truncate, Write
 
 OPLOG: Final = "oplog"
 HEADER: Final = "header"
@@ -60,6 +60,10 @@ class LogState:
         if self.length == 0 and self.fork == 0:
             return b""
         return self.authority.tree_hash.tree(self.roots)
+
+    def framed(self, entry: Entry, *, partial: bool = False) -> bytes:
+        """The bytes of an entry as they go to the log now."""
+        return oplog.frame(oplog.encode_entry(entry), bit=self.slots.active, partial=partial)
 
     def header(self) -> Header:
         """The header of this moment."""
@@ -181,8 +185,3 @@ def finish_checkpoint(state: LogState, checkpoint: Checkpoint) -> None:
     state.end_offset = oplog.ENTRIES_OFFSET
     state.tree.was_written(checkpoint.runs)
     state.bitfield.clear_dirty()
-
-
-def delete_of(offset: int, size: int) -> list[Operation]:
-    """Making `size` bytes of file `data` worthless; an empty range is left alone (disk spec, section 6.5)."""
-    return [Delete(DATA, offset, size)] if size > 0 else []

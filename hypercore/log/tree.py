@@ -292,6 +292,12 @@ class NodeStore:
             return await self._nodes_slowly(indexes)
         return nodes
 
+    async def roots_at(self, length: int) -> list[Node] | None:
+        """The roots that the tree had at `length` blocks, or None when one is not stored."""
+        found = await self.nodes(flat_tree.full_roots(length))
+        roots = [root for root in found if root is not None]
+        return roots if len(roots) == len(found) else None
+
     async def _nodes_slowly(self, indexes: Sequence[int]) -> list[Node | None]:
         needed: set[int] = set()
         for index in indexes:

@@ -1,0 +1,292 @@
+"""How a mutation of a log becomes a commit of its storage, one at a time.
+
+Knows the order of operations (disk spec, section 7.3), what to do when one fails, and how callers take turns. It
+must not know what the mutations are.
+
+The entry in the log is the commit point: memory changes after it, listeners hear of it after that. Then, when the
+entries have grown, a checkpoint moves what they say to the other files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+from hypercore.errors import (
+    ClosedError,
+    CorruptError,
+    FencedError,
+    HypercoreError,
+    NotWritableError,
+    StorageError,
+)
+from hypercore.log import oplog
+from hypercore.log.opening import Inspection, inspect, load
+from hypercore.log.state import DATA, FILES, HEADER, OPLOG, LogState, finish_checkpoint, plan_checkpoint
+from hypercore.storage import Operation, Storage, Sync, Truncate, Write
+
+T = TypeVar("T")
+
+Durability = Literal["none", "flush", "always"]
+ChangeKind = Literal["append", "upgrade", "blocks", "clear", "truncate"]
+
+#: Replaying this many bytes of entries at the next open takes a few milliseconds. Other implementations move the
+#: entries on at the same size.
+CHECKPOINT_ENTRY_BYTES: Final = 64 * 1024
+
+
+class LogChange(NamedTuple):
+    """Something was committed. The blocks from `start` to `end` are what it was about.
+
+    "append": they were appended here. "upgrade": the length grew by them, which says nothing of who has them.
+    "blocks": they were received and are here. "clear": they are no longer here. "truncate": they are no longer part
+    of the log, and the fork is another one. `fork` and `length` are the log's afterwards.
+    """
+
+    kind: ChangeKind
+    start: int
+    end: int
+    fork: int
+    length: int
+
+
+class Commits:
+    """The state of one log, and the only way to change it."""
+
+    def __init__(self, storage: Storage, state: LogState, *, durability: Durability, read_only: bool) -> None:
+        self.storage = storage
+        self.state = state
+        self.durability: Durability = durability
+        self.read_only = read_only
+        self.closed = False
+        self.listeners: list[Callable[[LogChange], None]] = []
+        #: Held during a mutation.
+        self.lock = asyncio.Lock()
+        #: Raised with every cut: what was looked up before it may not hold after it.
+        self.generation = 0
+        #: A commit failed, and the storage has to say what is true before the next one.
+        self.uncertain = False
+        #: Why no commit can ever work again.
+        self._poison: HypercoreError | None = None
+        self._unsynced = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # ---- may we? -------------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Raises `ClosedError`."""
+        if self.closed:
+            raise ClosedError("the log is closed")
+
+    def check_changeable(self) -> None:
+        """Raises `ClosedError` or `NotWritableError`."""
+        self.check_open()
+        if self.read_only:
+            raise NotWritableError("the log was opened read-only")
+
+    def check_writable(self) -> None:
+        """Raises `ClosedError` or `NotWritableError`."""
+        if self.closed or self.read_only:
+            self.check_changeable()
+        if self.state.key_pair is None:
+            raise NotWritableError("the secret key of this core is not here, so nothing can be signed")
+
+    # ---- taking turns --------------------------------------------------------------------------------
+
+    async def exclusively(self, mutation: Coroutine[Any, Any, T]) -> T:
+        """Run `mutation` while no other one runs, to its end even if the caller is cancelled meanwhile."""
+        try:
+            await self.lock.acquire()
+        except BaseException:
+            mutation.close()
+            raise
+        return await self.shielded(self.releasing(mutation))
+
+    async def releasing(self, mutation: Coroutine[Any, Any, T]) -> T:
+        """Run `mutation`, then release the lock, which is held already."""
+        try:
+            return await mutation
+        finally:
+            self.lock.release()
+
+    async def shielded(self, mutation: Coroutine[Any, Any, T]) -> T:
+        """A cancelled caller must not tear a mutation between the storage and memory."""
+        if self.storage.prompt:
+            # Most commits here end without waiting for anything; only one that waits is worth a task.
+            try:
+                waited = mutation.send(None)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            return await asyncio.shield(self.spawn(_resume(mutation, waited)))
+        return await asyncio.shield(self.spawn(mutation))
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that closing waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # ---- committing ----------------------------------------------------------------------------------
+
+    async def commit_entries(
+        self, frames: Sequence[bytes], data: Sequence[tuple[int, bytes]] = (), *, then: Sequence[Operation] = ()
+    ) -> None:
+        """Block bytes, then the entries: the commit point. Block bytes are durable before an entry speaks of them."""
+        state = self.state
+        entries = frames[0] if len(frames) == 1 else b"".join(frames)
+        operations: list[Operation] = [Write(DATA, offset, piece) for offset, piece in data if piece]
+        if self.durability == "always":
+            if operations:
+                operations.append(Sync((DATA,)))
+            operations += (Write(OPLOG, state.end_offset, entries), Sync((OPLOG,)))
+        else:
+            operations.append(Write(OPLOG, state.end_offset, entries))
+            self._unsynced = True
+        operations += then
+        await self._commit(operations)
+        state.end_offset += len(entries)
+        for offset, piece in data:
+            state.blocks.wrote(offset, len(piece))
+
+    async def _commit(self, operations: Sequence[Operation]) -> None:
+        """After a failure any prefix of the operations may have happened."""
+        try:
+            await self.storage.commit(operations)
+        except BaseException as error:
+            self.uncertain = True
+            if isinstance(error, FencedError):
+                self._poison = error
+            raise
+
+    async def checkpoint_if_due(self, *, now: bool = False) -> None:
+        """The mutation is committed already, so a failure here is not its failure: the next one finds out."""
+        if not now and self.state.end_offset < oplog.ENTRIES_OFFSET + CHECKPOINT_ENTRY_BYTES:
+            return
+        try:
+            await self.checkpoint()
+        except StorageError as error:
+            self.state.warnings.append(f"a checkpoint failed and will be tried again: {error}")
+
+    async def checkpoint(self) -> None:
+        """Move everything from the entries to the other files."""
+        state = self.state
+        checkpoint = plan_checkpoint(state, sync=self.durability != "none")
+        await self._commit(checkpoint.operations)
+        finish_checkpoint(state, checkpoint)
+        self._unsynced = False
+
+    async def take_over(self, inspection: Inspection) -> None:
+        """The lease is ours: cut what a crash left in the log file, and finish a truncation that it interrupted."""
+        if inspection.image.needs_cut:
+            await self._commit([Truncate(OPLOG, inspection.image.end_offset)])
+        if self.state.tree.owed_cut() is not None:
+            await self.checkpoint()
+
+    async def certain(self) -> None:
+        """After a failed commit: read again what is true, as opening does, before anything builds on it.
+
+        Raises `CorruptError` when less is there than was acknowledged.
+        """
+        if self._poison is not None:
+            raise self._poison
+        self.check_open()
+        if self.uncertain:
+            await self._read_again()
+
+    async def _read_again(self) -> None:
+        old = self.state
+        inspection = await inspect(self.storage)
+        if inspection.header is None:
+            raise CorruptError(f"the log in file {OPLOG} is gone since it was opened", file=OPLOG)
+        state = await load(self.storage, inspection, key=old.authority.key, key_pair=old.key_pair)
+        if (state.fork, state.length) < (old.fork, old.length):
+            raise CorruptError(
+                f"{old.length} blocks of fork {old.fork} were acknowledged and file {OPLOG} holds {state.length} of "
+                f"fork {state.fork}; going on would sign a second history",
+                file=OPLOG,
+            )
+        state.warnings = old.warnings + state.warnings
+        self.state = state
+        self.generation += 1
+        await old.tree.aclose()
+        await old.blocks.aclose()
+        await self.take_over(inspection)
+        self.uncertain = False
+        if state.fork > old.fork:
+            # Where the two part is not known any more, and nobody needs it exactly.
+            self.notify("truncate", 0, old.length)
+            self.notify("upgrade", 0, state.length)
+        elif state.length > old.length:
+            self.notify("upgrade", old.length, state.length)
+        for start, count in state.bitfield.runs(0, state.length):
+            self.notify("blocks", start, start + count)
+
+    def notify(self, kind: ChangeKind, start: int, end: int) -> None:
+        """Tell the listeners."""
+        if not self.listeners:
+            return
+        change = LogChange(kind, start, end, self.state.fork, self.state.length)
+        for listener in tuple(self.listeners):
+            try:
+                listener(change)
+            except Exception as error:
+                # The mutation is committed; what somebody makes of the news must not look like its failure.
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a listener of a log failed", "exception": error}
+                )
+
+    # ---- the end -------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Wait for mutations under way, then close the storage."""
+        if self.closed:
+            return
+        self.closed = True
+        await self._settled()
+        async with self.lock:
+            try:
+                if self._unsynced and self.durability != "none" and not self.uncertain:
+                    await self.storage.commit([Sync((DATA, OPLOG))])
+            finally:
+                await self._let_go()
+
+    async def purge(self) -> None:
+        """Remove the files, those that may hold the secret key first, and close."""
+        self.check_changeable()
+        self.closed = True
+        await self._settled()
+        async with self.lock:
+            try:
+                for name in (OPLOG, HEADER, *FILES):
+                    await self.storage.unlink(name)
+            finally:
+                await self._let_go()
+
+    async def _settled(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _let_go(self) -> None:
+        await self.state.tree.aclose()
+        await self.state.blocks.aclose()
+        await self.storage.aclose()
+
+
+@types.coroutine
+def _resume(begun: Coroutine[Any, Any, T], waited: Any) -> Generator[Any, Any, T]:
+    """Go on with a coroutine that has begun already and waits for `waited`."""
+    try:
+        while True:
+            try:
+                value = yield waited
+            except BaseException as error:
+                waited = begun.throw(error)
+            else:
+                waited = begun.send(value)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
