@@ -58,7 +58,7 @@ async def read(folder: str, key: str, address: str, typewriter: asyncio.StreamWr
         swarm.join(core)
         await core.update()
         await clone(core)
-        for index in range(5):
+        for index in range(1, 6):
             print(f"  {index}  {(await core.get(index)).decode()}")
         print("  ...")
 
@@ -77,15 +77,15 @@ async def read(folder: str, key: str, address: str, typewriter: asyncio.StreamWr
 
 async def clone(core: Hypercore) -> None:
     """Fetch everything that is there, behind a bar."""
-    download = core.download(0, core.length)
+    download, is_terminal = core.download(0, core.length), sys.stdout.isatty()
     while True:
         have, want = download.progress.have, download.progress.want
         bar = "#" * (BAR_WIDTH * have // max(want, 1))
         line = f"reader   [{bar:-<{BAR_WIDTH}}] {have} of {want} blocks"
         if download.is_done:
-            print(f"\r{line}")
+            print(f"\r{line}" if is_terminal else line)
             return
-        if sys.stdout.isatty():
+        if is_terminal:
             print(f"\r{line}", end="", flush=True)
         with contextlib.suppress(TimeoutError):
             await download.done(timeout=REDRAW_SECONDS)
