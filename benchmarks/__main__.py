@@ -57,8 +57,8 @@ class Contender:
         return job
 
 
-def contenders(*, use_uvloop: bool) -> list[Contender]:
-    python = (sys.executable, "-m", "benchmarks.jobs", *(["--uvloop"] if use_uvloop else []))
+def contenders(options: Sequence[str]) -> list[Contender]:
+    python = (sys.executable, "-m", "benchmarks.jobs", *options)
     bench = str(ROOT / "benchmarks" / "node" / "bench.js")
     ours = [Contender(f"ours {durability}", python, durability) for durability in ("none", "flush", "always")]
     nodes = [Contender(f"Node {v}", ("node", bench, str(NODE_HOMES / f"hypercore{v}"))) for v in (10, 11)]
@@ -222,6 +222,7 @@ def parse_arguments(every: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, once: a look, no claim")
     parser.add_argument("--only", action="append", metavar="NAME", help="only this contender (ours none, Node 11, ...)")
     parser.add_argument("--uvloop", action="store_true", help="run our side on uvloop")
+    parser.add_argument("--profile", action="store_true", help="where our side spends its time, ten lines a job")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--folder", type=Path, help="where the cores lie (the system's folder for temporary files)")
     arguments = parser.parse_args()
@@ -234,10 +235,9 @@ def parse_arguments(every: Sequence[str]) -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments([row.name for row in rows(quick=False)])
     chosen = [row for row in rows(quick=arguments.quick) if not arguments.rows or row.name in arguments.rows]
+    options = [option for option in ("--uvloop", "--profile") if getattr(arguments, option.lstrip("-"))]
     taking_part = [
-        contender
-        for contender in contenders(use_uvloop=arguments.uvloop)
-        if not arguments.only or contender.name in arguments.only
+        contender for contender in contenders(options) if not arguments.only or contender.name in arguments.only
     ]
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     with tempfile.TemporaryDirectory(prefix="hypercore-bench-", dir=arguments.folder) as folder:

@@ -1,14 +1,16 @@
 """Our side of the benchmarks: carries out one job in a fresh process, through the public API.
 
-`python -m benchmarks.jobs [--uvloop] JOB`, where JOB is one JSON object; each answer is one JSON object a line on
-stdout. The jobs and their fields are those of `node/bench.js`: both sides make the same blocks, do the same work
-between the two clock readings, and report the same figures.
+`python -m benchmarks.jobs [--uvloop] [--profile] JOB`, where JOB is one JSON object; each answer is one JSON object a
+line on stdout. The jobs and their fields are those of `node/bench.js`: both sides make the same blocks, do the same
+work between the two clock readings, and report the same figures.
 """
 
 from __future__ import annotations
 
 import asyncio
+import cProfile
 import json
+import pstats
 import re
 import sys
 import time
@@ -205,16 +207,26 @@ JOBS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
 }
 
 
-def main() -> None:
-    *options, text = sys.argv[1:]
-    fields = json.loads(text)
-    job = JOBS[fields.pop("job")](**fields)
+def run(job: Coroutine[Any, Any, None], options: Sequence[str]) -> None:
     if "--uvloop" in options:
         import uvloop
 
         uvloop.run(job)
     else:
         asyncio.run(job)
+
+
+def main() -> None:
+    *options, text = sys.argv[1:]
+    fields = json.loads(text)
+    job = JOBS[fields.pop("job")](**fields)
+    if "--profile" in options:
+        profile = cProfile.Profile()
+        profile.runcall(run, job, options)
+        print(f"\n{text}", file=sys.stderr)
+        pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(10)
+    else:
+        run(job, options)
 
 
 if __name__ == "__main__":
