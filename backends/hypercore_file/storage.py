@@ -203,15 +203,18 @@ class FileStorage(Storage):
         self._check_changeable()
         check_name(name)
         path = os.path.join(self.folder.path, name)
-        descriptor = self._files.pop(name, None)
-        if descriptor is not None:
-            descriptor.close()
         try:
-            await aiofiles.os.unlink(path)
+            await self.in_thread((), os.unlink, path)
         except FileNotFoundError:
             return
         except OSError as error:
             raise typed(error, path) from error
+        finally:
+            # Also when the caller was cancelled: the thread has done its work all the same.
+            descriptor = self._files.get(name)
+            if descriptor is not None and not descriptor.is_at_its_path():
+                del self._files[name]
+                descriptor.close()
         self.folder.changed()
 
     async def acquire(self) -> None:

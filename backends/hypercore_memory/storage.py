@@ -7,11 +7,22 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypercore.errors import AddressError, ClosedError, LockedError, OutOfBoundsError, StorageMissingError
 from hypercore.options import build_options
-from hypercore.storage import RandomAccess, Storage, check_name, check_range
+from hypercore.storage import (
+    Delete,
+    Operation,
+    RandomAccess,
+    Storage,
+    Sync,
+    Truncate,
+    Write,
+    check_name,
+    check_range,
+)
 from hypercore.urls import Address
 
 #: Small enough that a hole of one large block frees memory, large enough that a block rarely spans two pages.
@@ -51,6 +62,9 @@ class _Bytes:
         return bytes(result)
 
     def write(self, offset: int, data: bytes) -> None:
+        check_range(offset)
+        if not data:
+            return
         view = memoryview(data)
         for number, start, end, position in _pieces(offset, len(view)):
             page = self.pages.get(number)
@@ -62,6 +76,7 @@ class _Bytes:
         self.size = max(self.size, offset + len(view))
 
     def delete(self, offset: int, size: int) -> None:
+        check_range(offset, size)
         end = min(offset + size, self.size)
         if offset >= end:
             return
@@ -76,6 +91,7 @@ class _Bytes:
                 page[start:stop] = bytes(stop - start)
 
     def truncate(self, size: int) -> None:
+        check_range(0, size)
         if size < self.size:
             number, start = divmod(size, PAGE_BYTES)
             for later in self._held(number + (1 if start else 0), (self.size - 1) // PAGE_BYTES):
@@ -161,20 +177,13 @@ class MemoryFile(RandomAccess):
         return held.read(offset, size)
 
     async def write(self, offset: int, data: bytes) -> None:
-        held = self._live()
-        check_range(offset)
-        if data:
-            held.write(offset, data)
+        self._live().write(offset, data)
 
     async def delete(self, offset: int, size: int) -> None:
-        held = self._live()
-        check_range(offset, size)
-        held.delete(offset, size)
+        self._live().delete(offset, size)
 
     async def truncate(self, size: int) -> None:
-        held = self._live()
-        check_range(0, size)
-        held.truncate(size)
+        self._live().truncate(size)
 
     async def size(self) -> int:
         return self._live().size
@@ -208,14 +217,19 @@ class MemoryStorage(Storage):
             raise ClosedError(f"{self} is closed")
         return self._place
 
-    async def open(self, name: str, *, create: bool = False) -> MemoryFile:
+    def _held(self, name: str, *, create: bool) -> _Bytes | None:
         files = self._live().files
         held = files.get(name)
         if held is None:
             check_name(name)
-            if not create:
-                raise StorageMissingError(f"{self} has no file {name!r}")
-            held = files.setdefault(name, _Bytes())
+            if create:
+                held = files.setdefault(name, _Bytes())
+        return held
+
+    async def open(self, name: str, *, create: bool = False) -> MemoryFile:
+        held = self._held(name, create=create)
+        if held is None:
+            raise StorageMissingError(f"{self} has no file {name!r}")
         return MemoryFile(self, name, held)
 
     async def names(self) -> frozenset[str]:
@@ -229,6 +243,21 @@ class MemoryStorage(Storage):
 
     async def acquire(self) -> None:
         self._live().lease(self)
+
+    async def commit(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            if isinstance(operation, Sync):
+                self._live()
+                continue
+            held = self._held(operation.name, create=not isinstance(operation, Delete))
+            if held is None:
+                continue
+            if isinstance(operation, Write):
+                held.write(operation.offset, operation.data)
+            elif isinstance(operation, Truncate):
+                held.truncate(operation.size)
+            else:
+                held.delete(operation.offset, operation.size)
 
     async def aclose(self) -> None:
         if not self.closed:
