@@ -44,6 +44,10 @@ def run(request: pytest.FixtureRequest) -> Run:
         async def bounded() -> None:
             async with asyncio.timeout(60):
                 await coroutine
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            if left:
+                await asyncio.wait(left, timeout=0.2)
+            assert all(task.done() for task in left), f"tasks were left behind: {left}"
 
         with asyncio.Runner(loop_factory=request.param) as runner:
             runner.run(bounded())
@@ -467,7 +471,7 @@ def test_a_dial_that_is_given_up_leaves_no_socket_behind(run: Run) -> None:
             with pytest.raises(ConnectTimeoutError, match=r"did not answer within 0\.05 seconds"):
                 await TcpTransport().connect(address, timeout_seconds=0.05)
             with socket.socket() as probe:
-                assert probe.fileno() == lowest_free
+                assert probe.fileno() <= lowest_free
 
     run(main())
 
