@@ -228,6 +228,7 @@ class Fetcher:
             self.distrust(str(error))
         finally:
             hub.replicator.forked(self._remote, followed=followed)
+            hub.changed()  # Whoever waits for the length to settle was told of it while this was still going on.
             hub.pump()
 
     async def _demand(self, request: ProofRequest) -> Proof | None:
