@@ -12,6 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hypercore import Hypercore
+from tests.running import run
+
 HYPERCORE = (sys.executable, "-m", "hypercore")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Generous for a slow shared machine; a program that needs it all is stuck.
@@ -94,10 +97,12 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def new_log(folder: Path, blocks: Sequence[str] = ()) -> str:
-    """A log made with the command; its key."""
-    created = hypercore("create", folder)
-    assert created.code == 0, created.errors
-    if blocks:
-        appended = hypercore("append", folder, "--lines", given="\n".join(blocks).encode() + b"\n")
-        assert appended.code == 0, appended.errors
-    return created.output.decode().strip()
+    """A log with some blocks; its key."""
+
+    async def make() -> str:
+        async with Hypercore(str(folder)) as core:
+            if blocks:
+                await core.append(list(blocks))
+            return core.key.hex()
+
+    return run(make())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from typing import Any, Final
 
 from hypercore.errors import AddressError, OptionError
@@ -219,7 +220,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         import hypercore
 
-        parser.exit(message=f"hypercore {hypercore.__version__}\n")
+        sys.stdout.write(f"hypercore {hypercore.__version__}\n")
+        parser.exit()
 
 
 def _add_storage(parser: argparse.ArgumentParser) -> None:

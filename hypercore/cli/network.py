@@ -23,6 +23,8 @@ from hypercore.swarm import Swarm
 
 #: How often a wait looks whether it is stuck.
 TICK_SECONDS: Final = 0.1
+#: What is in flight is here by then, when the other blocks cannot be had.
+DAMAGE_SECONDS: Final = 1.0
 #: Ranges of a log with holes that are fetched at once.
 MOST_RANGES: Final = 64
 
@@ -122,7 +124,7 @@ async def copy(options: argparse.Namespace, output: Output) -> None:
             async with source.replicate(theirs, initiator=False), core.replicate(ours, initiator=True):
                 with _resumable(core, quiet=options.json) as progress:
                     await _catch_up(core, source, options.timeout)
-                    await _fetch(core, lambda: _held(source), options.timeout, progress)
+                    await _fetch(core, lambda: _held(source), options.timeout, progress, source=source)
             await _summary("copied", core, began, output)
 
 
@@ -193,11 +195,17 @@ async def _catch_up(core: Hypercore, source: Hypercore, timeout_seconds: float) 
 
 
 async def _fetch(
-    core: Hypercore, ranges: Callable[[], Iterable[tuple[int, int]]], timeout_seconds: float, progress: Progress
+    core: Hypercore,
+    ranges: Callable[[], Iterable[tuple[int, int]]],
+    timeout_seconds: float,
+    progress: Progress,
+    *,
+    source: Hypercore | None = None,
 ) -> None:
     """Fetch all `ranges` of (start, end); begin anew when the writer goes back to another fork meanwhile.
 
-    Raises `CommandError` when no block came for `timeout_seconds`.
+    Raises `CommandError` when no block came for `timeout_seconds`; when `source`, the only peer, complains of damage
+    it is over sooner.
     """
     while True:
         fork = core.fork
@@ -206,7 +214,7 @@ async def _fetch(
             downloads = [core.download(start, end) for start, end in group]
             try:
                 for download in downloads:
-                    await _finish(core, download, fork, timeout_seconds, progress)
+                    await _finish(core, download, timeout_seconds, progress, source)
             finally:
                 for download in downloads:
                     download.destroy()
@@ -214,18 +222,23 @@ async def _fetch(
             return
 
 
-async def _finish(core: Hypercore, download: Download, fork: int, timeout_seconds: float, progress: Progress) -> None:
-    stored, since = -1, 0.0
+async def _finish(
+    core: Hypercore, download: Download, timeout_seconds: float, progress: Progress, source: Hypercore | None
+) -> None:
+    fork, stored, since = core.fork, -1, 0.0
     while not download.is_done and core.fork == fork:
         count = core.hub.log.bitfield.count(0, core.length)
         progress.show(count, core.length)
+        damage = tuple(source.hub.warnings) if source is not None else ()
         if count != stored:
             stored, since = count, time.monotonic()
-        elif time.monotonic() - since >= timeout_seconds:
+        elif time.monotonic() - since >= (min(timeout_seconds, DAMAGE_SECONDS) if damage else timeout_seconds):
             have, want = download.progress.have, download.progress.want
+            why = "; ".join(damage) or (
+                f"nothing came for {timeout_seconds:g} seconds from {count_of(len(core.peers), 'peer')}"
+            )
             raise CommandError(
-                f"{want - have:,} of {want:,} blocks are missing, and nothing came for {timeout_seconds:g} seconds "
-                f"from {count_of(len(core.peers), 'peer')}; the same command goes on from here"
+                f"{want - have:,} of {want:,} blocks are missing: {why}; the same command goes on from here"
             )
         try:
             await download.done(timeout=TICK_SECONDS)

@@ -32,6 +32,7 @@ USAGE: Final = 2
 #: Commands that go on until they are told to stop: to stop is how they succeed.
 ENDLESS: Final = frozenset({"serve", "follow"})
 
+_FAILURES: Final = (CommandError, HypercoreError, OSError)
 _SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -52,7 +53,11 @@ async def _run(options: argparse.Namespace) -> int:
     output = Output(as_json=options.json)
     try:
         with _signals_cancel():
-            await COMMANDS[options.command](options, output)
+            try:
+                await COMMANDS[options.command](options, output)
+            except _FAILURES:
+                await output.flush()  # What was printed before the failure counts.
+                raise
             await output.flush()
     except asyncio.CancelledError:
         if options.command in ENDLESS:
@@ -114,6 +119,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _flush_help() -> None:
     """argparse prints help by itself; a reader that left early must not make a noise at the very end."""
+    if sys.stdout is None:  # Closed by the caller, whatever its type says.
+        return
     try:
         sys.stdout.flush()
     except OSError:

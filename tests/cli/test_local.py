@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hypercore import Hypercore, Swarm
+from hypercore.cli import main
 from tests.processes import HYPERCORE, TIMEOUT_SECONDS, folder_bytes, hypercore, new_log, program, running
 from tests.running import run
 
@@ -21,9 +22,10 @@ LINES = [f"line {index}" for index in range(10)]
 
 
 def test_create_prints_the_key_of_an_empty_writable_log(tmp_path: Path) -> None:
-    key = new_log(tmp_path / "log")
+    done = hypercore("create", tmp_path / "log")
+    assert (done.code, done.errors) == (0, "")
     (about,) = hypercore("info", tmp_path / "log", "--json").json()
-    assert about["key"] == key
+    assert about["key"] == done.output.decode().strip()
     assert (about["length"], about["byte_length"], about["fork"]) == (0, 0, 0)
     assert about["writable"]
     assert not about["compat"]
@@ -103,7 +105,7 @@ def test_a_line_of_a_pipe_is_in_the_log_before_the_next_one_comes(tmp_path: Path
     log = tmp_path / "log"
     new_log(log)
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*HYPERCORE, "append", log, "-", "--lines") as append:
             for count in (1, 2):
                 await append.type("a line\nand half of")
@@ -115,7 +117,7 @@ def test_a_line_of_a_pipe_is_in_the_log_before_the_next_one_comes(tmp_path: Path
             assert (done.code, done.output) == (1, b"")
             assert done.errors == "hypercore: interrupted; 2 blocks were appended\n"
 
-    run(main())
+    run(scene())
 
 
 def test_a_line_that_is_too_long_for_a_block_is_named(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_only_one_process_may_write_and_any_may_look(tmp_path: Path) -> None:
     log = tmp_path / "log"
     new_log(log, LINES)
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*HYPERCORE, "serve", log, "--listen", "tcp://127.0.0.1:0") as serve:
             assert await serve.line()
             async with running(*HYPERCORE, "append", log) as append:
@@ -148,7 +150,7 @@ def test_only_one_process_may_write_and_any_may_look(tmp_path: Path) -> None:
             async with running(*HYPERCORE, "get", log, "3") as get:
                 assert (await get.done()).output == b"line 3"
 
-    run(main())
+    run(scene())
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_a_signal_ends_a_job_that_waits_for_a_slow_reader(number: signal.Signals
     new_log(log)
     assert hypercore("append", log, given=bytes(1_000_000)).code == 0
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*HYPERCORE, "cat", log) as cat:
             assert cat.process.stdout is not None
             await cat.process.stdout.readexactly(10)
@@ -265,7 +267,7 @@ def test_a_signal_ends_a_job_that_waits_for_a_slow_reader(number: signal.Signals
             assert done.code == 1
             assert done.errors == "hypercore: interrupted\n"
 
-    run(main())
+    run(scene())
 
 
 def test_with_its_output_closed_the_command_does_not_print_into_the_log(tmp_path: Path) -> None:
@@ -301,6 +303,14 @@ def test_plugins_tells_what_is_switched_off() -> None:
 COMMANDS = ("create", "append", "cat", "get", "info", "verify", "serve", "clone", "follow", "copy", "plugins")
 
 
+def understood(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
+    """What argparse makes of the arguments, in this process: its exit code, output and errors."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
 def test_help_lists_every_command() -> None:
     done = hypercore("--help")
     assert done.code == 0
@@ -308,10 +318,11 @@ def test_help_lists_every_command() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_every_command_has_examples(command: str) -> None:
-    done = hypercore(command, "--help")
-    assert (done.code, done.errors) == (0, "")
-    assert f"examples:\n  hypercore {command}" in done.output.decode()
+def test_the_help_of_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, errors = understood([command, "--help"], capsys)
+    assert (code, errors) == (0, "")
+    assert "examples:\n  " in output
+    assert f"hypercore {command} " in output.partition("examples:")[2]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +333,6 @@ def test_the_help_of_every_command_has_examples(command: str) -> None:
         ["create"],
         ["create", ""],
         ["create", "./log", "--hash", "md5"],
-        ["create", "nosuchscheme://host"],
         ["get", "./log", "-1"],
         ["get", "./log", "one"],
         ["append", "./log", "--lines", "--chunk", "5"],
@@ -334,10 +344,19 @@ def test_the_help_of_every_command_has_examples(command: str) -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_not_understood_exits_with_2_and_says_why(arguments: list[str]) -> None:
-    done = hypercore(*arguments)
+def test_what_is_not_understood_exits_with_2_and_says_why(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, output, errors = understood(arguments, capsys)
+    assert (code, output) == (2, "")
+    assert errors.startswith("usage: hypercore")
+    assert "error: " in errors.splitlines()[-1]
+
+
+def test_a_scheme_that_no_plugin_offers_is_not_understood_either() -> None:
+    done = hypercore("create", "nosuchscheme://host")
     assert (done.code, done.output) == (2, b"")
-    assert done.errors.splitlines()[-1].startswith("hypercore")
+    assert "nosuchscheme" in done.errors
 
 
 @pytest.mark.parametrize("arguments", [["create", "memory:"], ["append", "memory:name"], ["copy", "memory:", "./x"]])

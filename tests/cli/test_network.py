@@ -53,7 +53,7 @@ def without_length(block: dict[str, object]) -> dict[str, object]:
 def test_serve_prints_what_a_reader_needs_and_stops_at_a_signal(tmp_path: Path) -> None:
     key = new_log(tmp_path / "log", LINES)
 
-    async def main() -> None:
+    async def scene() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             async with running(*HYPERCORE, "serve", tmp_path / "log", "--listen", ANY_PORT) as serve:
                 assert await serve.line() == f"key      {key}"
@@ -63,24 +63,24 @@ def test_serve_prints_what_a_reader_needs_and_stops_at_a_signal(tmp_path: Path) 
                 assert await serve.line() == f"try      hypercore clone {key} ./copy --from {address[1]}"
                 assert await serve.done(number) == (0, b"", "")
 
-    run(main())
+    run(scene())
 
 
 def test_serve_listens_at_several_addresses(tmp_path: Path) -> None:
     new_log(tmp_path / "log", LINES)
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*serving(tmp_path / "log"), "--listen", ANY_PORT) as serve:
             assert len(set((await serve.json())["addresses"])) == 2
 
-    run(main())
+    run(scene())
 
 
 def test_serve_says_that_an_address_is_taken(tmp_path: Path) -> None:
     new_log(tmp_path / "one", LINES)
     new_log(tmp_path / "two", LINES)
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*serving(tmp_path / "one")) as serve:
             address = await address_of(serve)
             async with running(*serving(tmp_path / "two", address)) as second:
@@ -88,7 +88,7 @@ def test_serve_says_that_an_address_is_taken(tmp_path: Path) -> None:
                 assert (done.code, done.output) == (1, b"")
                 assert address in done.errors
 
-    run(main())
+    run(scene())
 
 
 # ---- clone ----------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_serve_says_that_an_address_is_taken(tmp_path: Path) -> None:
 def test_a_clone_holds_everything_and_says_so(tmp_path: Path) -> None:
     key = new_log(tmp_path / "log", LINES)
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*serving(tmp_path / "log")) as serve:
             address = await address_of(serve)
             async with running(*cloning(key, tmp_path / "clone", address)) as clone:
@@ -112,7 +112,7 @@ def test_a_clone_holds_everything_and_says_so(tmp_path: Path) -> None:
                 assert (await again.done()).json()[0]["length"] == 100
             assert (await serve.done(signal.SIGTERM)).code == 0
 
-    run(main())
+    run(scene())
     assert hypercore("cat", tmp_path / "clone", "--lines").output.decode().splitlines() == LINES
     assert hypercore("verify", tmp_path / "clone").code == 0
 
@@ -136,33 +136,33 @@ def test_a_clone_of_a_clone_from_two_peers_is_as_good(tmp_path: Path) -> None:
     key = new_log(tmp_path / "log", LINES)
     assert hypercore("copy", tmp_path / "log", tmp_path / "mirror").code == 0
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*serving(tmp_path / "log")) as one, running(*serving(tmp_path / "mirror")) as two:
             addresses = [await address_of(one), await address_of(two)]
             async with running(*cloning(key, tmp_path / "clone", *addresses)) as clone:
                 assert (await clone.done()).code == 0
         assert hypercore("cat", tmp_path / "clone").output == "".join(LINES).encode()
 
-    run(main())
+    run(scene())
 
 
 def test_one_peer_of_two_is_enough(tmp_path: Path) -> None:
     key = new_log(tmp_path / "log", LINES)
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*serving(tmp_path / "log")) as serve:
             addresses = ["tcp://127.0.0.1:1", await address_of(serve)]
             async with running(*cloning(key, tmp_path / "clone", *addresses)) as clone:
                 assert (await clone.done()).code == 0
 
-    run(main())
+    run(scene())
 
 
 def test_a_key_that_the_peer_does_not_have_is_told_at_once(tmp_path: Path) -> None:
     new_log(tmp_path / "log", LINES)
     wrong = "ab" * 32
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*serving(tmp_path / "log")) as serve:
             address = await address_of(serve)
             async with running(*cloning(wrong, tmp_path / "clone", address)) as clone:
@@ -170,7 +170,7 @@ def test_a_key_that_the_peer_does_not_have_is_told_at_once(tmp_path: Path) -> No
                 assert (done.code, done.output) == (1, b"")
                 assert done.errors == f"hypercore: nobody delivers core {wrong}: {address} does not have it\n"
 
-    run(main())
+    run(scene())
 
 
 @pytest.mark.parametrize("command", ["clone", "follow"])
@@ -202,7 +202,7 @@ async def serve_with_holes(folder: Path, origin: Hypercore, *blocks: int) -> Non
 
 
 def test_an_incomplete_clone_says_what_is_missing_and_goes_on_when_somebody_has_it(tmp_path: Path) -> None:
-    async def main() -> None:
+    async def scene() -> None:
         async with Hypercore("memory:") as origin:
             await origin.append(LINES)
             key = origin.key.hex()
@@ -220,11 +220,11 @@ def test_an_incomplete_clone_says_what_is_missing_and_goes_on_when_somebody_has_
                 # What was here already was not fetched again.
                 assert hypercore("verify", tmp_path / "clone").code == 0
 
-    run(main())
+    run(scene())
 
 
 def test_an_interrupted_clone_says_how_far_it_came(tmp_path: Path) -> None:
-    async def main() -> None:
+    async def scene() -> None:
         async with Hypercore("memory:") as origin:
             await origin.append(LINES)
             await serve_with_holes(tmp_path / "holes", origin, *range(40))
@@ -237,14 +237,14 @@ def test_an_interrupted_clone_says_how_far_it_came(tmp_path: Path) -> None:
                     assert (done.code, done.output) == (1, b"")
                     assert "interrupted with 40 of 100 blocks" in done.errors
 
-    run(main())
+    run(scene())
 
 
 # ---- follow ---------------------------------------------------------------------------------------
 
 
 def test_follow_prints_each_new_block_as_it_comes(tmp_path: Path) -> None:
-    async def main() -> None:
+    async def scene() -> None:
         async with Hypercore("memory:") as origin, Swarm(ANY_PORT) as swarm:
             await origin.append(LINES)
             swarm.join(origin)
@@ -263,14 +263,14 @@ def test_follow_prints_each_new_block_as_it_comes(tmp_path: Path) -> None:
                 assert await objects.done(signal.SIGINT) == (0, b"", "")
                 assert await lines.done(signal.SIGTERM) == (0, b"", "")
 
-    run(main())
+    run(scene())
     # It stores what it prints, and only that.
     assert hypercore("get", tmp_path / "one", "100").output == b"new"
     assert hypercore("get", tmp_path / "one", "0").code == 1
 
 
 def test_follow_begins_behind_what_is_there_already(tmp_path: Path) -> None:
-    async def main() -> None:
+    async def scene() -> None:
         async with Hypercore("memory:") as origin, Swarm(ANY_PORT) as swarm:
             await origin.append(LINES)
             swarm.join(origin)
@@ -286,14 +286,14 @@ def test_follow_begins_behind_what_is_there_already(tmp_path: Path) -> None:
                 assert 100 <= first["index"] < length
                 assert bytes.fromhex(first["hex"]) == b"tick"
 
-    run(main())
+    run(scene())
 
 
 def test_follow_finds_a_writer_that_was_away(tmp_path: Path) -> None:
     log = tmp_path / "log"
     key = new_log(log, ["first"])
 
-    async def main() -> None:
+    async def scene() -> None:
         async with running(*serving(log)) as serve:
             address = await address_of(serve)
             async with running(*following(key, tmp_path / "copy", address), "--start", "0") as follow:
@@ -306,11 +306,11 @@ def test_follow_finds_a_writer_that_was_away(tmp_path: Path) -> None:
                         assert await follow.line() == text
                 assert (await follow.done(signal.SIGTERM)).code == 0
 
-    run(main())
+    run(scene())
 
 
 def test_follow_goes_back_with_a_writer_that_took_blocks_back(tmp_path: Path) -> None:
-    async def main() -> None:
+    async def scene() -> None:
         async with Hypercore("memory:") as origin, Swarm(ANY_PORT) as swarm:
             await origin.append(["a", "b", "c", "d"])
             swarm.join(origin)
@@ -322,11 +322,11 @@ def test_follow_goes_back_with_a_writer_that_took_blocks_back(tmp_path: Path) ->
                 await origin.append("D")
                 assert await follow.line() == "D"
 
-    run(main())
+    run(scene())
 
 
 def test_follow_ends_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
-    async def main() -> None:
+    async def scene() -> None:
         async with Hypercore("memory:") as origin, Swarm(ANY_PORT) as swarm:
             await origin.append("only")
             swarm.join(origin)
@@ -336,7 +336,7 @@ def test_follow_ends_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
                 done = await pipeline.done()
                 assert (done.output, done.errors) == (b"only\n0\n", "")
 
-    run(main())
+    run(scene())
 
 
 # ---- copy -----------------------------------------------------------------------------------------
@@ -371,12 +371,12 @@ def test_a_reader_s_clone_has_no_secret_key_to_copy(tmp_path: Path) -> None:
 
 
 def test_a_copy_keeps_the_holes_of_its_source(tmp_path: Path) -> None:
-    async def main() -> None:
+    async def scene() -> None:
         async with Hypercore("memory:") as origin:
             await origin.append(LINES)
             await serve_with_holes(tmp_path / "holes", origin, 0, 1, 50, 99)
 
-    run(main())
+    run(scene())
     assert hypercore("copy", tmp_path / "holes", tmp_path / "copy").code == 0
     (about,) = hypercore("info", tmp_path / "copy", "--json").json()
     assert (about["length"], about["stored_blocks"]) == (100, 4)

@@ -56,7 +56,7 @@ def test_step_3_reads_each_block_as_it_is_appended() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_is_typed_into_the_writer_appears_at_the_reader(number: signal.Signals, tmp_path: Path) -> None:
-    async def main() -> None:
+    async def scene() -> None:
         async with running(sys.executable, EXAMPLES / "writer.py", tmp_path / "w", ANY_PORT) as writer:
             key, address = await writer.line(), await writer.line()
             async with running(sys.executable, EXAMPLES / "reader.py", key, address, tmp_path / "r") as reader:
@@ -73,11 +73,11 @@ def test_what_is_typed_into_the_writer_appears_at_the_reader(number: signal.Sign
                 assert await writer.done(number) == (0, b"", "")
                 assert (await reader.done(number)).code == 0
 
-    run(main())
+    run(scene())
 
 
 def test_the_writer_goes_on_serving_when_its_input_ends(tmp_path: Path) -> None:
-    async def main() -> None:
+    async def scene() -> None:
         async with running(sys.executable, EXAMPLES / "writer.py", tmp_path / "w", ANY_PORT) as writer:
             key, address = await writer.line(), await writer.line()
             await writer.type("all there is\n")
@@ -88,7 +88,7 @@ def test_the_writer_goes_on_serving_when_its_input_ends(tmp_path: Path) -> None:
                 assert writer.process.returncode is None
                 assert (await writer.done(signal.SIGTERM)).code == 0
 
-    run(main())
+    run(scene())
 
 
 def test_the_demo_ends_with_a_summary() -> None:
