@@ -162,12 +162,13 @@ class NodeStore:
         """Add a leaf that `path`, its siblings upwards, connects to a checked node of its page.
 
         Gives the leaf's byte offset and the nodes that are new. None when the page is not in memory, or when the
-        path does not lead to a checked node; then nothing has changed, and the proof deserves a closer look. What
-        the path holds beyond the first checked node is not looked at.
+        path does not lead to a checked node, or out of the tree; then nothing has changed, and the proof deserves a
+        closer look. The nodes that the path holds beyond the first checked node are not looked at.
         """
         index, size, digest = leaf
         page = self._pages.get(index >> _PAGE_SHIFT)
-        if page is None:
+        steps_up = len(path)
+        if page is None or ((index >> 1 >> steps_up) + 1) << steps_up + 1 > self._end:
             return None
         base, data, offsets, hash_parent = page.base, page.data, page.offsets, self._hash_parent
         place = index & _IN_PAGE
