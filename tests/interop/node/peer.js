@@ -36,6 +36,7 @@ const RAMP = Buffer.from(Array.from({ length: 512 }, (_, i) => i & 255))
 const cores = new Map() // name -> core
 const links = new Set() // { socket, stream }
 const servers = new Set()
+let store = null // the corestore that cores are opened in, after the command `store`
 
 function parseFlags (argv) {
   const parsed = { mode: argv[0] }
@@ -111,7 +112,8 @@ function link (socket, initiator) {
   const stream = Hypercore.createProtocolStream(initiator, { keepAlive: true })
   const joined = { socket, stream }
   links.add(joined)
-  for (const core of cores.values()) core.replicate(stream)
+  if (store) store.replicate(stream)
+  else for (const core of cores.values()) core.replicate(stream)
   // The muxer destroys the stream it was given; its error tells why, the socket's only that.
   stream.noiseStream.on('error', error => say({ event: 'stream-error', message: error.message, code: error.code }))
   stream.on('error', () => socket.destroy())
@@ -126,9 +128,21 @@ function link (socket, initiator) {
 }
 
 const commands = {
+  /** Open a corestore; from here on `open` opens in it, by `key` or by the core's name. */
+  async store ({ storage }) {
+    const Corestore = load('corestore')
+    store = new Corestore(storage)
+    await store.ready()
+    return {}
+  },
+
   /** Open a core; `create` false refuses to make one. */
   async open ({ core: name = 'main', storage, key, seed, compat, manifest, create = true, overwrite = false }) {
     if (cores.has(name)) throw new Error(`core ${name} is open already`)
+    if (store) {
+      cores.set(name, store.get(key ? { key: bytes(key) } : { name }))
+      return describe(coreOf({ core: name }))
+    }
     const options = { createIfMissing: truth(create), overwrite: truth(overwrite) }
     if (seed) options.keyPair = keyPair(bytes(seed))
     if (manifest) options.manifest = readManifest(manifest)
@@ -226,6 +240,16 @@ const commands = {
 
   async has ({ core, start, end = start + 1 }) {
     return { has: await coreOf({ core }).has(start, end) }
+  },
+
+  /** How many blocks of a range are here. */
+  async held ({ core, start = 0, end }) {
+    const target = coreOf({ core })
+    let count = 0
+    for (let index = start; index < (end === undefined ? target.length : end); index++) {
+      if (await target.has(index)) count++
+    }
+    return { count }
   },
 
   async seek ({ core, offset }) {
@@ -373,6 +397,7 @@ async function stop () {
   for (const server of servers) server.close()
   for (const { socket } of links) socket.destroy()
   for (const core of cores.values()) await core.close()
+  if (store) await store.close()
   process.exit(0)
 }
 
