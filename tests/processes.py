@@ -16,6 +16,12 @@ from hypercore import Hypercore
 from tests.running import run
 
 HYPERCORE = (sys.executable, "-m", "hypercore")
+#: The command as it runs where uvloop is not installed.
+HYPERCORE_WITHOUT_UVLOOP = (
+    sys.executable,
+    "-c",
+    "import sys; sys.modules['uvloop'] = None; from hypercore.cli import main; sys.exit(main())",
+)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Generous for a slow shared machine; a program that needs it all is stuck.
 TIMEOUT_SECONDS = 60.0

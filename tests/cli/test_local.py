@@ -12,7 +12,16 @@ import pytest
 
 from hypercore import Hypercore, Swarm
 from hypercore.cli import main
-from tests.processes import HYPERCORE, TIMEOUT_SECONDS, folder_bytes, hypercore, new_log, program, running
+from tests.processes import (
+    HYPERCORE,
+    HYPERCORE_WITHOUT_UVLOOP,
+    TIMEOUT_SECONDS,
+    folder_bytes,
+    hypercore,
+    new_log,
+    program,
+    running,
+)
 from tests.running import run
 
 LINES = [f"line {index}" for index in range(10)]
@@ -253,14 +262,17 @@ def test_a_reader_that_has_had_enough_is_no_failure(tmp_path: Path) -> None:
         assert cat.wait(TIMEOUT_SECONDS) == 0
 
 
+@pytest.mark.parametrize("command", [HYPERCORE, HYPERCORE_WITHOUT_UVLOOP], ids=["uvloop", "asyncio"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_job_that_waits_for_a_slow_reader(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_a_job_that_waits_for_a_slow_reader(
+    number: signal.Signals, command: tuple[str, ...], tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     new_log(log)
     assert hypercore("append", log, given=bytes(1_000_000)).code == 0
 
     async def scene() -> None:
-        async with running(*HYPERCORE, "cat", log) as cat:
+        async with running(*command, "cat", log) as cat:
             assert cat.process.stdout is not None
             await cat.process.stdout.readexactly(10)
             done = await cat.done(number)

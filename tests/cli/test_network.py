@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 from pathlib import Path
 
 import pytest
 
 from hypercore import Hypercore, Swarm
-from tests.processes import HYPERCORE, Program, folder_bytes, hypercore, new_log, running
+from tests.processes import HYPERCORE, HYPERCORE_WITHOUT_UVLOOP, Program, folder_bytes, hypercore, new_log, running
 from tests.running import run
 
 LINES = [f"line {index}" for index in range(100)]
@@ -325,14 +326,16 @@ def test_follow_goes_back_with_a_writer_that_took_blocks_back(tmp_path: Path) ->
     run(scene())
 
 
-def test_follow_ends_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [HYPERCORE, HYPERCORE_WITHOUT_UVLOOP], ids=["uvloop", "asyncio"])
+def test_follow_ends_when_nobody_reads_it_any_more(program: tuple[str, ...]) -> None:
     async def scene() -> None:
         async with Hypercore("memory:") as origin, Swarm(ANY_PORT) as swarm:
             await origin.append("only")
             swarm.join(origin)
             # A shell's pipe, because asyncio's are sockets. Nothing is ever written after the first line.
-            command = " ".join(map(str, following(origin.key.hex(), "memory:", *swarm.addresses)))
-            async with running("bash", "-c", f"{command} --start 0 | head -1; echo ${{PIPESTATUS[0]}}") as pipeline:
+            arguments = (*following(origin.key.hex(), "memory:", *swarm.addresses)[len(HYPERCORE) :], "--start", "0")
+            command = shlex.join(map(str, (*program, *arguments)))
+            async with running("bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}") as pipeline:
                 done = await pipeline.done()
                 assert (done.output, done.errors) == (b"only\n0\n", "")
 
