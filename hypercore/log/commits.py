@@ -24,6 +24,7 @@ from hypercore.errors import (
 )
 from hypercore.log import oplog
 from hypercore.log.opening import Inspection, inspect, load
+from hypercore.log.oplog import Entry
 from hypercore.log.state import DATA, FILES, HEADER, OPLOG, LogState, finish_checkpoint, plan_checkpoint
 from hypercore.storage import Operation, Storage, Sync, Truncate, Write
 
@@ -173,9 +174,15 @@ class Commits:
 
     async def checkpoint(self) -> None:
         """Move everything from the entries to the other files."""
-        state = self.state
-        checkpoint = plan_checkpoint(state, sync=self.durability != "none")
-        await self._commit(checkpoint.operations)
+        state, sync = self.state, self.durability != "none"
+        operations: list[Operation] = []
+        if not state.has_entries:
+            # Only an entry that goes with the old header tells a new one that was torn from one that is damaged.
+            operations.append(Write(OPLOG, state.end_offset, state.framed(Entry(empty_nodes=True))))
+            if sync:
+                operations.append(Sync((OPLOG,)))
+        checkpoint = plan_checkpoint(state, sync=sync)
+        await self._commit(operations + checkpoint.operations)
         finish_checkpoint(state, checkpoint)
         self._unsynced = False
 

@@ -28,7 +28,8 @@ from hypercore.errors import (
 from hypercore.log import cutting, flat_tree, proof, receiving, seek
 from hypercore.log.appending import MAX_BLOCK_SIZE as MAX_BLOCK_SIZE
 from hypercore.log.appending import Appender
-from hypercore.log.commits import Commits, Durability
+from hypercore.log.commits import Commits
+from hypercore.log.commits import Durability as Durability
 from hypercore.log.commits import LogChange as LogChange
 from hypercore.log.creating import Identity, create
 from hypercore.log.creating import overwrite as overwrite_log
@@ -116,7 +117,8 @@ class Log:
 
     async def _flush(self) -> None:
         await self._commits.certain()
-        await self._commits.checkpoint()
+        if self._commits.state.has_entries:
+            await self._commits.checkpoint()
 
     async def aclose(self) -> None:
         """Wait for mutations under way, then close the storage. Twice is fine."""

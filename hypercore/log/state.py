@@ -61,6 +61,11 @@ class LogState:
             return b""
         return self.authority.tree_hash.tree(self.roots)
 
+    @property
+    def has_entries(self) -> bool:
+        """Whether the log says something that the other files do not."""
+        return self.end_offset > oplog.ENTRIES_OFFSET
+
     def framed(self, entry: Entry, *, partial: bool = False) -> bytes:
         """The bytes of an entry as they go to the log now."""
         return oplog.frame(oplog.encode_entry(entry), bit=self.slots.active, partial=partial)

@@ -149,6 +149,15 @@ async def fetch(writer: Log, reader: Log, indexes: Iterable[int]) -> None:
     assert await reader.apply(proofs) == [None] * len(proofs)
 
 
+async def follow(writer: Log, reader: Log) -> None:
+    """Take the reader to the writer's fork."""
+    request = ProofRequest(writer.fork, upgrade=UpgradeRequest(0, writer.length), manifest=reader.manifest is None)
+    reorg = await reader.begin_reorg(await writer.prove(request))
+    while (wanted := reorg.next_request()) is not None:
+        await reorg.receive(reader, await writer.prove(wanted))
+    await reader.commit_reorg(reorg)
+
+
 def have(log: Log) -> list[int]:
     """The blocks that are stored."""
     return [index for index in range(log.length) if log.has(index)]
