@@ -40,7 +40,7 @@ BLOCKS = [bytes.fromhex(block) for block in MERKLE["blocks"]]
 NEWER = ("04", "010001", "000003", "0001", "010000010101")
 
 
-def named(cases: list[dict[str, Any]]) -> Any:
+def named(cases: list[dict[str, Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case["name"] for case in cases])
 
 

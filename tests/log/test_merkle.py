@@ -9,6 +9,7 @@ import pytest
 from hypercore.crypto import BLAKE2B, BLAKE3, TreeHash
 from hypercore.log import flat_tree
 from hypercore.log.merkle import append_blocks, byte_length, grow
+from hypercore.proofs import Node
 from tests.log.trees import node_of, vectors
 
 MERKLE = vectors("merkle")
@@ -34,7 +35,9 @@ def test_a_tree_does_not_depend_on_the_batches_that_it_was_appended_in(tree_hash
     rng = random.Random(seed)
     blocks = [rng.randbytes(rng.randrange(20)) for _ in range(100)]
     whole, all_nodes = append_blocks([], 0, blocks, tree_hash)
-    roots, nodes, length = [], [], 0
+    roots: list[Node] = []
+    nodes: list[Node] = []
+    length = 0
     while length < len(blocks):
         batch = blocks[length : length + rng.randrange(1, 9)]
         roots, created = append_blocks(roots, length, batch, tree_hash)

@@ -62,7 +62,7 @@ STRICTER_WHEN_SETTLED = ("hash answer that is one known node with another size",
 PROVISIONAL = "hash answer whose two leaf sizes are shifted against each other"
 
 
-def named(cases: list[dict[str, Any]]) -> Any:
+def named(cases: list[dict[str, Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case["name"] for case in cases])
 
 
@@ -693,13 +693,16 @@ def tamperings(rng: random.Random, proof: Proof) -> Iterator[tuple[str, Proof]]:
             yield "value", proof._replace(block=block._replace(value=value))
         yield "block index", proof._replace(block=block._replace(index=block.index ^ 1))
     if (upgrade := proof.upgrade) is not None:
-        for change in ({"length": upgrade.length + 1}, {"length": upgrade.length - 1}, {"start": upgrade.start + 1}):
-            yield str(change), proof._replace(upgrade=upgrade._replace(**change))
+        yield "longer", proof._replace(upgrade=upgrade._replace(length=upgrade.length + 1))
+        yield "shorter", proof._replace(upgrade=upgrade._replace(length=upgrade.length - 1))
+        yield "later", proof._replace(upgrade=upgrade._replace(start=upgrade.start + 1))
         signature = bytearray(upgrade.signature)
         signature[rng.randrange(2, 66)] ^= 1
         yield "signature", proof._replace(upgrade=upgrade._replace(signature=bytes(signature)))
-    for name in ("block", "hash", "seek", "upgrade"):
-        yield f"without {name}", proof._replace(**{name: None})
+    yield "without block", proof._replace(block=None)
+    yield "without hash", proof._replace(hash=None)
+    yield "without seek", proof._replace(seek=None)
+    yield "without upgrade", proof._replace(upgrade=None)
     yield "fork", proof._replace(fork=1)
 
 

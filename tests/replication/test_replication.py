@@ -325,7 +325,7 @@ def test_closing_wakes_everybody_who_waits() -> None:
             await reader.ready()
             await link(writer, reader)
             waiting = [asyncio.create_task(reader.get(100 + index)) for index in range(3)]
-            live = asyncio.create_task(anext(reader.create_read_stream(start=5, live=True)))  # type: ignore[arg-type]
+            live = asyncio.ensure_future(anext(reader.create_read_stream(start=5, live=True)))
             await eventually(lambda: bool(reader.peers))
             await asyncio.sleep(0.01)
             await reader.close()
