@@ -13,6 +13,7 @@ from hypercore.crypto import KeyPair
 from hypercore.errors import StorageMissingError
 from hypercore.log.engine import MAX_BLOCK_SIZE, Log
 from hypercore.plugins import PluginInfo, list_plugins, open_storage
+from hypercore.urls import hide_secrets
 
 #: Input is read and appended in pieces of at most this many bytes, and of a pipe whatever has arrived.
 READ_SIZE: Final = 256 * 1024
@@ -29,7 +30,7 @@ def check_persistent(*addresses: str) -> None:
     """Refuse a storage that ends with this process. Raises `CommandError`."""
     for address in addresses:
         if not open_storage(address).persistent:
-            raise CommandError(f"{address} is gone when this command ends; name a storage that stays")
+            raise CommandError(f"{hide_secrets(address)} is gone when this command ends; name a storage that stays")
 
 
 # ---- writing --------------------------------------------------------------------------------------
@@ -39,7 +40,8 @@ async def create(options: argparse.Namespace, output: Output) -> None:
     check_persistent(options.storage)
     try:
         async with reader_of(options.storage) as there:
-            raise CommandError(f"{options.storage} already holds core {there.key.hex()}; nothing was changed")
+            where = hide_secrets(options.storage)
+            raise CommandError(f"{where} already holds core {there.key.hex()}; nothing was changed")
     except StorageMissingError:
         pass
     # With a key pair of our own a core that somebody else makes in this moment is a conflict and not ours.

@@ -20,6 +20,7 @@ from hypercore.errors import BlockNotAvailableError, WaitTimeoutError
 from hypercore.events import PeerAdded, PeerRemoved
 from hypercore.log.engine import LogChange
 from hypercore.swarm import Swarm
+from hypercore.urls import hide_secrets
 
 #: How often a wait looks whether it is stuck.
 TICK_SECONDS: Final = 0.1
@@ -106,21 +107,22 @@ async def clone(options: argparse.Namespace, output: Output) -> None:
 async def copy(options: argparse.Namespace, output: Output) -> None:
     began = time.monotonic()
     check_persistent(options.source, options.destination)
+    from_, to = hide_secrets(options.source), hide_secrets(options.destination)
     async with reader_of(options.source) as source:
         keys: dict[str, Any] = {}
         if options.with_secret_key:
             if source.key_pair is None:
-                raise CommandError(f"{options.source} has no secret key to copy")
+                raise CommandError(f"{from_} has no secret key to copy")
             keys = {"key_pair": source.key_pair, "manifest": source.manifest}
         async with Hypercore(options.destination, source.key, **keys) as core:
             if (core.fork, core.length) > (source.fork, source.length):
                 raise CommandError(
-                    f"{options.destination} is ahead: {count_of(core.length, 'block')} of fork {core.fork}, "
-                    f"and {options.source} has {source.length:,} of fork {source.fork}"
+                    f"{to} is ahead: {count_of(core.length, 'block')} of fork {core.fork}, "
+                    f"and {from_} has {source.length:,} of fork {source.fork}"
                 )
             if options.with_secret_key and core.key_pair is None:
-                raise CommandError(f"{options.destination} already holds a reader's copy, which cannot become a writer")
-            ours, theirs = stream_pair(options.source, options.destination)
+                raise CommandError(f"{to} already holds a reader's copy, which cannot become a writer")
+            ours, theirs = stream_pair(from_, to)
             async with source.replicate(theirs, initiator=False), core.replicate(ours, initiator=True):
                 with _resumable(core, quiet=options.json) as progress:
                     await _catch_up(core, source, options.timeout)
@@ -159,7 +161,7 @@ async def _summary(done: str, core: Hypercore, began: float, output: Output) -> 
             "seconds": round(seconds, 3),
         },
         f"{done} {count_of(core.length, 'block')}, {count_of(core.byte_length, 'byte')}, every one verified, "
-        f"in {seconds:.1f} seconds",
+        f"in {seconds:.2f} seconds",
     )
 
 

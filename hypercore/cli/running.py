@@ -24,6 +24,7 @@ from hypercore.cli.console import (
     occupy_standard_descriptors,
 )
 from hypercore.errors import FormatError, HypercoreError, OptionError, StorageError
+from hypercore.urls import hide_secrets
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -70,15 +71,21 @@ async def _run(options: argparse.Namespace) -> int:
         complain(str(error))
         return FAILED
     except HypercoreError as error:
-        where = (
-            f"{options.storage}: " if isinstance(error, (StorageError, FormatError)) and "storage" in options else ""
-        )
-        complain(where + (str(error) or type(error).__name__))
+        complain(_named(error, options))
         return USAGE if isinstance(error, OptionError) else FAILED
     except OSError as error:
         complain(describe_os_error(error))
         return FAILED
     return DONE
+
+
+def _named(error: HypercoreError, options: argparse.Namespace) -> str:
+    """The error's message, with the storage it is about when it does not name that itself."""
+    message = str(error) or type(error).__name__
+    if isinstance(error, (StorageError, FormatError)) and "storage" in options:
+        where = hide_secrets(options.storage)
+        return message if where in message else f"{where}: {message}"
+    return message
 
 
 @contextlib.contextmanager
