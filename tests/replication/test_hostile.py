@@ -7,6 +7,7 @@ import asyncio
 import random
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -200,7 +201,7 @@ def test_a_peer_that_never_answers_is_given_up_and_the_waiter_told() -> None:
                 await eventually(asked_again)
                 # The clock is moved by hand: no test waits for a time-out.
                 later = silent.replication.now() + ANSWER_TIMEOUT_SECONDS
-                silent.replication.now = lambda later=later: later
+                silent.replication.now = partial(float, later)
                 reader.peers[0].expire(later)
                 silent.replication.wake()
             with pytest.raises(BlockNotAvailableError):
