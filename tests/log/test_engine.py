@@ -27,7 +27,7 @@ from hypercore.log import appending
 from hypercore.log.engine import MAX_BLOCK_SIZE, Log, LogChange
 from hypercore.log.manifest import Manifest, Prologue, Signer, default_manifest, manifest_key
 from hypercore.storage import Delete, Operation, Sync, Write
-from tests.log.logs import KEY_PAIR, Disk, DiskStorage, contents, have, new_log
+from tests.log.logs import KEY_PAIR, Disk, DiskStorage, contents, fetch, have, new_log, reader_of
 from tests.running import run
 
 
@@ -927,8 +927,6 @@ def test_a_log_that_is_dropped_leaves_no_noise() -> None:
 
 def test_offsets_that_the_tree_does_not_tell_are_said_to_be_unknown() -> None:
     async def scenario() -> None:
-        from tests.log.logs import fetch, reader_of
-
         writer = await new_log()
         await writer.append(blocks(16))
         reader = await reader_of(writer)

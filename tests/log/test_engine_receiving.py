@@ -174,7 +174,7 @@ def _tampered(proof: Proof) -> list[Proof]:
     flip = bytes([1]) + bytes(31)
 
     def bad_nodes(nodes: tuple[Node, ...]) -> list[tuple[Node, ...]]:
-        bad = [()] if nodes else []
+        bad: list[tuple[Node, ...]] = [()] if nodes else []
         for place, node in enumerate(nodes):
             hash_flipped = bytes(a ^ b for a, b in zip(node.hash, flip, strict=True))
             others = (
