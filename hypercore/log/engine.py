@@ -7,7 +7,7 @@ the disk spec, sections 6 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -25,7 +25,7 @@ from hypercore.errors import (
     StorageMissingError,
     VerificationError,
 )
-from hypercore.log import cutting, flat_tree, proof, receiving, seek
+from hypercore.log import audit, cutting, flat_tree, proof, receiving, seek
 from hypercore.log.appending import MAX_BLOCK_SIZE as MAX_BLOCK_SIZE
 from hypercore.log.appending import Appender
 from hypercore.log.commits import Commits
@@ -347,6 +347,15 @@ class Log:
 
     def get_user_data(self, key: str) -> bytes | None:
         return self._commits.state.user_data.get(key)
+
+    def audit(self, progress: Callable[[int], None] | None = None) -> AsyncIterator[CorruptError]:
+        """Check the signature, every tree node and every stored block; one `CorruptError`, not raised, for each
+        thing that is wrong.
+
+        `progress` is told now and then how many blocks were checked. Raises `CorruptError` when the log is truncated
+        meanwhile, and `StorageError`.
+        """
+        return audit.audit(self._commits, progress)
 
     # ---- serving -------------------------------------------------------------------------------------
 

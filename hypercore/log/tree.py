@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from hypercore.crypto import TreeHash
 from hypercore.encoding import MAX_SAFE_INTEGER
+from hypercore.errors import OutOfBoundsError
 from hypercore.log import flat_tree
 from hypercore.log.merkle import parent_node
 from hypercore.proofs import Node
@@ -60,8 +61,9 @@ class _Page:
 
     def __init__(self, base: int, content: bytes) -> None:
         self.base = base
-        whole = len(content) - len(content) % NODE_SIZE
-        self.data = bytearray(content[:whole].ljust(_PAGE_SIZE, b"\0"))
+        if len(content) < _PAGE_SIZE:
+            content = content[: len(content) - len(content) % NODE_SIZE].ljust(_PAGE_SIZE, b"\0")
+        self.data = bytearray(content)
         self.offsets = _UNCHECKED[:]
 
     def put(self, node: Node) -> None:
@@ -103,13 +105,16 @@ class NodeStore:
         """`overlay`, `blanks` and `floor` are what replaying the log gave (disk spec, section 4.2)."""
         self._storage = storage
         self._file: RandomAccess | None = None
-        self._file_size = file_size
+        #: Bytes that may be read: behind a cut nothing counts, and the file may be cut there at any time.
+        self._file_size = file_size if floor is None else min(file_size, max(0, 2 * floor - 1) * NODE_SIZE)
         self._hash_parent = tree_hash.parent
         #: Nodes that are in the log but not yet in the file.
         self.overlay: dict[int, Node] = dict(overlay or {})
         self._blanks = blanks
         #: Leaf index from which on the file may hold nodes of another fork, which do not count; None when all count.
         self._file_end: int | None = None if floor is None else 2 * floor
+        #: Raised whenever the file was changed, or what counts in it: bytes that were asked for before may be old.
+        self._file_version = 0
         self._pages: dict[int, _Page] = {}
         self._upper: dict[int, Placed] = {}
         self._roots: tuple[Node, ...] = ()
@@ -246,6 +251,8 @@ class NodeStore:
         self._upper = {index: placed for index, placed in self._upper.items() if reach(index) < end}
         self._pages = {}
         self._file_end = end if self._file_end is None else min(end, self._file_end)
+        self._file_size = min(self._file_size, max(0, end - 1) * NODE_SIZE)
+        self._file_version += 1
 
     # ---- looking up ----------------------------------------------------------------------------------
 
@@ -454,9 +461,17 @@ class NodeStore:
 
     async def _load(self, numbers: Iterable[int]) -> None:
         wanted = sorted(numbers)
-        ranges = [(number, min(_PAGE_SIZE, self._file_size - number * _PAGE_SIZE)) for number in wanted]
-        reads = [(number * _PAGE_SIZE, size) for number, size in ranges if size > 0]
-        contents = iter(await (await self._handle()).read_many(reads) if reads else ())
+        while True:
+            version = self._file_version
+            ranges = [(number, min(_PAGE_SIZE, self._file_size - number * _PAGE_SIZE)) for number in wanted]
+            reads = [(number * _PAGE_SIZE, size) for number, size in ranges if size > 0]
+            try:
+                contents = iter(await (await self._handle()).read_many(reads) if reads else ())
+            except OutOfBoundsError:
+                if version == self._file_version:
+                    raise
+            if version == self._file_version:
+                break
         while self._pages and len(self._pages) + len(wanted) > MAX_PAGES:
             del self._pages[next(iter(self._pages))]
         for number, size in ranges:
@@ -555,6 +570,7 @@ class NodeStore:
             self._file_end = None
             self._file_size = max([cut.size, *(offset + NODE_SIZE for offset in cut.blanks)])
         self._file_size = max([self._file_size, *(offset + len(data) for offset, data in runs)])
+        self._file_version += 1
         self.overlay.clear()
 
     async def aclose(self) -> None:
