@@ -128,6 +128,7 @@ class Output:
         self.as_json = as_json
         self._buffer = bytearray()
         self._descriptor = _Descriptor(1, select.POLLOUT)
+        self.is_file = stat.S_ISREG(os.fstat(1).st_mode)
 
     async def write(self, data: bytes) -> None:
         """Raw bytes."""
@@ -195,10 +196,12 @@ class Progress:
 
     def show(self, have: int, want: int | None) -> None:
         """`have` of `want` units are done; `want` is None when nobody knows."""
+        if not self._is_shown:
+            return
         now = time.monotonic()
         if self._first is None:
             self._first = have
-        if self._is_shown and now >= self._next:
+        if now >= self._next:
             self._draw(progress_line(have, want, self._unit, (have - self._first) / (now - self._began)), now)
 
     def say(self, text: str) -> None:

@@ -131,10 +131,14 @@ async def cat(options: argparse.Namespace, output: Output) -> None:
         end = core.length if options.end is None else options.end
         if end > core.length or options.start > end:
             raise CommandError(f"blocks {options.start} to {end} were asked for; the log has {core.length} blocks")
+        # What goes to a terminal or a pager is its own progress.
+        progress = Progress("blocks", quiet=options.json or not output.is_file)
         for index in range(options.start, end):
             await _print_block(core, index, output)
             if options.lines and not output.as_json:
                 await output.write(b"\n")
+            progress.show(index - options.start, end - options.start)
+        progress.clear()
 
 
 async def get(options: argparse.Namespace, output: Output) -> None:
@@ -189,7 +193,25 @@ async def info(options: argparse.Namespace, output: Output) -> None:
 async def verify(options: argparse.Namespace, output: Output) -> None:
     log = await Log.open(open_storage(options.storage), create_if_missing=False, read_only=True)
     try:
-        problems: list[str] = []
+        count = 0
+        checked_count = log.bitfield.count(0, log.length)
+        for warning in log.warnings:
+            await output.report({"warning": warning}, f"warning: {warning}")
+        progress = Progress("blocks", quiet=options.json)
+        async for error in log.audit(lambda done: progress.show(done, checked_count)):
+            count += 1
+            progress.clear()
+            await output.report({"problem": str(error), "file": error.file, "index": error.index}, str(error))
+        progress.clear()
+        summary = {"key": log.key.hex(), "length": log.length, "checked_blocks": checked_count, "problems": count}
+        if output.as_json:
+            await output.value(summary)
+        if count:
+            raise CommandError(count_of(count, "problem"))
+        if not output.as_json:
+            await output.line(
+                f"{count_of(checked_count, 'block')} of {log.length:,}, every hash and the signature hold"
+            )
     finally:
         await log.aclose()
 
