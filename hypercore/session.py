@@ -14,7 +14,14 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from hypercore.crypto import SECRET_STREAM_HEADER_SIZE, KeyPair, random_bytes
-from hypercore.errors import HypercoreError, OptionError, ProtocolError, StreamClosedError, TransportError
+from hypercore.errors import (
+    HypercoreError,
+    OptionError,
+    PeerClosedError,
+    ProtocolError,
+    StreamClosedError,
+    TransportError,
+)
 from hypercore.protocol.connection import Channel, Connection
 from hypercore.protocol.events import (
     ChannelClosed,
@@ -380,6 +387,8 @@ class Replication:
                 data = connection.data_to_send()
                 if data:
                     await send(data)
+        except PeerClosedError:
+            pass  # The reader takes what the peer had sent before, and then meets the end.
         except HypercoreError as error:
             # The reader waits on the stream and would not notice.
             self.fail(error)
