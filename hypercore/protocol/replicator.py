@@ -22,6 +22,8 @@ FEWEST_ASKS: Final = 16
 MOST_ASKS: Final = 512
 #: Bytes of answers that may be on their way from one peer, by the average size of a block so far.
 ASKED_BYTES: Final = 8 * 1024 * 1024
+#: A download asks for more once a quarter of its window is free.
+REFILL_SHARE: Final = 4
 #: A peer that answered nothing for this long is asked no more for now, and others are asked instead.
 ANSWER_TIMEOUT_SECONDS: Final = 10.0
 #: After so many silent timeouts in a row the peer is given up.
@@ -180,6 +182,8 @@ class Replicator:
         if ask.kind is AskKind.UPGRADE:
             # Until the peer says something new it cannot prove the way.
             peer.can_upgrade = False
+        if ask.kind is AskKind.MANIFEST:
+            peer.has_manifest = False
         if ask.kind is AskKind.FORK:
             peer.refused_forks.add(ask.request.fork)
             self._forking = None
@@ -308,7 +312,9 @@ class Replicator:
                     peer.want(index)
         for index in chosen:
             del self._idle_gets[index]
-        for download in self._downloads:
+        # A few answers make room for a few requests, but each sending costs both sides a system call and a wake-up.
+        may_download = room * REFILL_SHARE >= self._window(peer) or not peer.asks
+        for download in self._downloads if may_download else ():
             if len(chosen) >= room:
                 return chosen
             self._from_download(download, peer, limit, room, chosen)

@@ -17,6 +17,7 @@ from hypercore.protocol.replicator import (
     MOST_ASKS,
     MOST_STRIKES,
     MOST_TIMEOUTS,
+    REFILL_SHARE,
     Download,
     Replicator,
     UnaskedPartError,
@@ -101,10 +102,14 @@ def test_a_download_asks_each_missing_block_once_and_no_more_than_the_window() -
     first = replicator.next_asks(peer, 0.0)
     assert indexes(first) == [0, 1, 2, *range(7, 7 + MOST_ASKS - 3)]
     assert replicator.next_asks(peer, 0.0) == []
-    for ask in first[:5]:
+    share = MOST_ASKS // REFILL_SHARE
+    for ask in first[: share - 1]:
         assert replicator.answered(peer, block_answer(ask), 0.0) is ask
         local.bitfield.set(ask.index)
-    assert indexes(replicator.next_asks(peer, 0.0)) == list(range(7 + MOST_ASKS - 3, 7 + MOST_ASKS + 2))
+    assert replicator.next_asks(peer, 0.0) == [], "a few free places are not worth a message"
+    replicator.answered(peer, block_answer(first[share - 1]), 0.0)
+    local.bitfield.set(first[share - 1].index)
+    assert indexes(replicator.next_asks(peer, 0.0)) == list(range(4 + MOST_ASKS, 4 + MOST_ASKS + share))
 
 
 def test_large_blocks_narrow_the_window() -> None:
