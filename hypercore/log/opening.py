@@ -25,8 +25,9 @@ from hypercore.log import flat_tree, oplog
 from hypercore.log.blocks import BlockFile
 from hypercore.log.manifest import Authority
 from hypercore.log.oplog import ExternalPointer, FindingKind, Header, OplogImage, Replayed
+from hypercore.log.repair import remake_node
 from hypercore.log.state import BITFIELD, DATA, FILES, HEADER, OPLOG, TREE, LogState
-from hypercore.log.tree import NodeStore, remake_node
+from hypercore.log.tree import NodeStore
 from hypercore.proofs import Node
 from hypercore.storage import Storage
 

@@ -20,7 +20,6 @@ from hypercore.crypto import TreeHash
 from hypercore.encoding import MAX_SAFE_INTEGER
 from hypercore.errors import OutOfBoundsError
 from hypercore.log import flat_tree
-from hypercore.log.merkle import parent_node
 from hypercore.proofs import Node
 from hypercore.storage import RandomAccess, Storage
 
@@ -578,14 +577,3 @@ class NodeStore:
         if self._file is not None:
             await self._file.aclose()
             self._file = None
-
-
-async def remake_node(store: NodeStore, index: int, tree_hash: TreeHash) -> Node | None:
-    """The node as its stored children make it, or None."""
-    below = flat_tree.children(index)
-    if below is None:
-        return None
-    left, right = await store.stored(below)
-    if left is None or right is None or left.size + right.size > MAX_SAFE_INTEGER:
-        return None
-    return parent_node(left, right, tree_hash)

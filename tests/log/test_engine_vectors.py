@@ -141,13 +141,31 @@ def test_lost_bytes_are_an_error_once_and_then_missing() -> None:
     run(scenario())
 
 
-def test_a_lost_leaf_makes_its_block_missing_and_no_other() -> None:
+@pytest.mark.parametrize("first", [2, 3])
+def test_a_lost_leaf_is_made_anew_from_the_bytes_of_its_block(first: int) -> None:
     async def scenario() -> None:
-        log = await Log.open(Disk(disk_vectors.files("lost-leaf")).storage())
-        with pytest.raises(CorruptError) as caught:
-            await log.get(2)
-        assert (caught.value.file, caught.value.index) == ("tree", 2)
-        assert await log.get(2) is None
+        disk = Disk(disk_vectors.files("lost-leaf"))
+        log = await Log.open(disk.storage())
+        for index in (first, *range(8)):
+            assert await log.get(index) == b"block-%d" % index
+        await log.append([b"block-8"])
+        await log.flush()
+        await log.aclose()
+        tree = disk_vectors.files("lost-data")["tree"]
+        assert disk.files()["tree"][: len(tree)] == tree
+
+    run(scenario())
+
+
+def test_a_lost_leaf_of_a_lost_block_makes_both_that_need_it_missing_and_no_other() -> None:
+    async def scenario() -> None:
+        files = disk_vectors.files("lost-leaf") | {"data": disk_vectors.files("lost-data")["data"]}
+        log = await Log.open(Disk(files).storage())
+        for index in (2, 3):
+            with pytest.raises(CorruptError) as caught:
+                await log.get(index)
+            assert (caught.value.file, caught.value.index) == ("tree", index)
+            assert await log.get(index) is None
         for index in (0, 1, 4, 5, 6, 7):
             assert await log.get(index) == b"block-%d" % index
         await log.aclose()
