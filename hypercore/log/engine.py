@@ -37,6 +37,7 @@ from hypercore.log.manifest import Authority, Manifest, encode_manifest
 from hypercore.log.opening import inspect, load, refuse_missing
 from hypercore.log.prove import build_proof
 from hypercore.log.reorg import Reorg
+from hypercore.log.repair import restore_leaf
 from hypercore.log.state import DATA, TREE
 from hypercore.proofs import Node, Proof, ProofRequest
 from hypercore.storage import Storage
@@ -273,11 +274,15 @@ class Log:
         """Once more while nothing else moves: only now is a mismatch damage."""
         self._commits.check_open()
         async with self._commits.lock:
+            # After a commit that failed, the files may be a step ahead of what is known.
+            await self._commits.certain()
             state = self._commits.state
             if index >= state.length or not state.bitfield.get(index):
                 return None
             state.blocks.forget()
             placed = await state.tree.locate(2 * index)
+            if placed is None and await restore_leaf(state, index):
+                placed = await state.tree.locate(2 * index)
             if placed is None:
                 problem = f"the tree nodes of block {index} are damaged or missing"
                 file = TREE
