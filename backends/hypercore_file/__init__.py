@@ -5,10 +5,22 @@ It must not know what the files mean. Addresses: `./folder`, `/folder`, `file:fo
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from hypercore.hookspecs import StorageProvider, hookimpl
-from hypercore_file.storage import FileOptions, FileStorage, open_storage
+
+if TYPE_CHECKING:
+    from hypercore_file.storage import FileOptions, FileStorage, open_storage
 
 __all__ = ["FileOptions", "FileStorage", "open_storage"]
+
+
+def __getattr__(name: str) -> object:
+    # Being found must cost next to nothing; what is behind the scheme is imported when it is first used.
+    if name in __all__:
+        return getattr(import_module("hypercore_file.storage"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @hookimpl
@@ -17,7 +29,7 @@ def hypercore_storage_providers() -> list[StorageProvider]:
     return [
         StorageProvider(
             scheme="file",
-            opener="hypercore_file:open_storage",
+            opener="hypercore_file.storage:open_storage",
             summary="a folder of files, as hypercore 10 for Node keeps them",
         )
     ]

@@ -6,10 +6,22 @@ the whole process, which stays as long as it holds a file or somebody has it ope
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from hypercore.hookspecs import StorageProvider, hookimpl
-from hypercore_memory.storage import MemoryStorage, open_storage
+
+if TYPE_CHECKING:
+    from hypercore_memory.storage import MemoryStorage, open_storage
 
 __all__ = ["MemoryStorage", "open_storage"]
+
+
+def __getattr__(name: str) -> object:
+    # Being found must cost next to nothing; what is behind the scheme is imported when it is first used.
+    if name in __all__:
+        return getattr(import_module("hypercore_memory.storage"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @hookimpl
@@ -18,7 +30,7 @@ def hypercore_storage_providers() -> list[StorageProvider]:
     return [
         StorageProvider(
             scheme="memory",
-            opener="hypercore_memory:open_storage",
+            opener="hypercore_memory.storage:open_storage",
             summary="files in the memory of this process, private or shared by name",
         )
     ]

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from hypercore.duplex import stream_pair
 from hypercore.errors import PeerClosedError, StreamBrokenError, StreamClosedError
 from hypercore.testing import FlakyStream, TransportContract
 from hypercore.transport import ByteStream, Listener, Transport
-from hypercore_pipe import PipeTransport, pipe_pair
+from hypercore_pipe import PipeTransport
 from tests.running import run
 
 MESSAGE = bytes(range(256)) * 40
@@ -26,7 +27,7 @@ async def received(stream: ByteStream) -> list[bytes]:
 
 async def received_with(**faults: Any) -> list[bytes]:
     """The pieces in which `MESSAGE` arrives through a flaky stream."""
-    near, far = pipe_pair()
+    near, far = stream_pair()
     await far.send(MESSAGE)
     await far.aclose()
     async with FlakyStream(near, **faults) as flaky:
@@ -87,7 +88,7 @@ def test_chopping_sends_small_pieces_of_the_same_bytes() -> None:
             await super().send(data)
 
     async def main() -> bytes:
-        near, far = pipe_pair()
+        near, far = stream_pair()
         async with FlakyStream(Noting(near), chop_size=100) as flaky:
             await flaky.send(MESSAGE)
         return b"".join(await received(far))
@@ -123,7 +124,7 @@ def test_a_cut_ends_the_stream_after_exactly_so_many_bytes(size: int, chop_size:
 @pytest.mark.parametrize("size", [0, 1, 5000])
 def test_a_reset_breaks_the_stream_after_exactly_so_many_received_bytes(size: int) -> None:
     async def main() -> None:
-        near, far = pipe_pair()
+        near, far = stream_pair()
         await far.send(MESSAGE)
         flaky = FlakyStream(near, reset_after=size)
         got = b""
@@ -144,7 +145,7 @@ def test_a_reset_breaks_the_stream_after_exactly_so_many_received_bytes(size: in
 
 def test_a_reset_breaks_the_stream_after_exactly_so_many_sent_bytes() -> None:
     async def main() -> None:
-        near, far = pipe_pair()
+        near, far = stream_pair()
         flaky = FlakyStream(near, reset_after=5000)
         await flaky.send(MESSAGE[:4000])
         with pytest.raises(StreamBrokenError):
@@ -156,7 +157,7 @@ def test_a_reset_breaks_the_stream_after_exactly_so_many_sent_bytes() -> None:
 
 def test_a_closed_flaky_stream_says_so() -> None:
     async def main() -> None:
-        near, _far = pipe_pair()
+        near, _far = stream_pair()
         flaky = FlakyStream(near, chop_size=3, delay_seconds=0.0001)
         await flaky.aclose()
         with pytest.raises(StreamClosedError):

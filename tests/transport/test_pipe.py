@@ -6,16 +6,17 @@ import asyncio
 
 import pytest
 
+from hypercore.duplex import BUFFER_SIZE, RECEIVE_SIZE, stream_pair
 from hypercore.errors import AddressError, ConnectError, OptionError, TransportError
 from hypercore.urls import parse_address
-from hypercore_pipe import PipeTransport, open_transport, pipe_pair
-from hypercore_pipe.stream import BUFFER_SIZE, RECEIVE_SIZE
+from hypercore_pipe import PipeTransport
+from hypercore_pipe.transport import open_transport
 from tests.running import run
 
 
 def test_a_pair_is_two_ends_that_know_each_other_by_address() -> None:
     async def main() -> None:
-        left, right = pipe_pair("pipe:left", "pipe:right")
+        left, right = stream_pair("pipe:left", "pipe:right")
         assert (left.remote_address, right.remote_address) == ("pipe:right", "pipe:left")
         await left.send(b"to the right")
         await right.send(b"to the left")
@@ -27,7 +28,7 @@ def test_a_pair_is_two_ends_that_know_each_other_by_address() -> None:
 
 def test_messages_are_divided_and_joined_as_on_a_network() -> None:
     async def main() -> None:
-        left, right = pipe_pair()
+        left, right = stream_pair()
         await left.send(b"one ")
         await left.send(b"two")
         assert await right.receive() == b"one two"
@@ -39,7 +40,7 @@ def test_messages_are_divided_and_joined_as_on_a_network() -> None:
 
 def test_send_waits_from_the_byte_on_that_does_not_fit_until_there_is_room() -> None:
     async def main() -> None:
-        left, right = pipe_pair()
+        left, right = stream_pair()
         await left.send(bytes(BUFFER_SIZE))
         sender = asyncio.ensure_future(left.send(b"x"))
         await asyncio.sleep(0)
@@ -53,7 +54,7 @@ def test_send_waits_from_the_byte_on_that_does_not_fit_until_there_is_room() -> 
 
 def test_a_cancelled_send_has_sent_its_whole_message() -> None:
     async def main() -> None:
-        left, right = pipe_pair()
+        left, right = stream_pair()
         sender = asyncio.ensure_future(left.send(bytes(BUFFER_SIZE + 1)))
         await asyncio.sleep(0)
         sender.cancel()
@@ -68,7 +69,7 @@ def test_a_cancelled_send_has_sent_its_whole_message() -> None:
 
 def test_a_second_task_that_receives_is_refused() -> None:
     async def main() -> None:
-        left, right = pipe_pair()
+        left, right = stream_pair()
         receiver = asyncio.ensure_future(left.receive())
         await asyncio.sleep(0)
         with pytest.raises(TransportError, match="another task is already receiving"):

@@ -10,6 +10,7 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 
+from hypercore.duplex import DuplexStream, stream_pair
 from hypercore.errors import (
     AddressError,
     ConnectError,
@@ -20,7 +21,6 @@ from hypercore.errors import (
 )
 from hypercore.transport import ByteStream, Listener, Transport
 from hypercore.urls import Address, parse_address
-from hypercore_pipe.stream import PipeStream, pipe_pair
 
 #: Streams that may wait to be accepted; a further `connect` waits, as one does for a full TCP backlog.
 ACCEPT_QUEUE_COUNT = 128
@@ -35,7 +35,7 @@ class PipeListener(Listener):
     def __init__(self, name: str) -> None:
         self._name = name
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[PipeStream] = deque()
+        self._queue: deque[DuplexStream] = deque()
         self._acceptors: deque[asyncio.Future[None]] = deque()
         self._dialers: deque[asyncio.Future[None]] = deque()
         self._closed = False
@@ -58,13 +58,13 @@ class PipeListener(Listener):
         _wake_one(self._dialers)
         return stream
 
-    async def dial(self) -> PipeStream:
+    async def dial(self) -> DuplexStream:
         """The other end of a stream that `accept` will give. Raises `ConnectError` when the listener closes."""
         while len(self._queue) >= ACCEPT_QUEUE_COUNT and not self._closed:
             await _turn(self._dialers)
         if self._closed:
             raise ConnectError(f"the listener on pipe:{self._name} closed before it accepted")
-        ours, theirs = pipe_pair(f"pipe:{self._name}#{next(_numbers)}", f"pipe:{self._name}")
+        ours, theirs = stream_pair(f"pipe:{self._name}#{next(_numbers)}", f"pipe:{self._name}")
         self._queue.append(theirs)
         _wake_one(self._acceptors)
         return ours
