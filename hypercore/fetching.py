@@ -166,6 +166,11 @@ class Fetcher:
             replicator.refused(remote, ask)
         if ask.kind is AskKind.UPGRADE and proof.upgrade is None:
             replicator.refused(remote, ask)
+            self._hub.changed()
+        if ask.kind is AskKind.MANIFEST:
+            if proof.manifest is None:
+                replicator.refused(remote, ask)
+            self._hub.changed()  # Whoever waits for the length to settle waited for this answer, too.
         if ask.demand is not None:
             ask.demand.done(remote, proof)
 

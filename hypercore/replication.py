@@ -130,6 +130,7 @@ class Peer:
             case messages.NoData(request_id, _reason):
                 self._hub.replicator.no_data(remote, request_id, self.session.now())
                 self._fetcher.release_hopeless()
+                self._hub.changed()  # It may have been the last that this peer could say of the log's length.
             case messages.Cancel(request_id):
                 server.cancel(request_id)
             case messages.Want():

@@ -151,6 +151,10 @@ class NodePeer:
         """The events of this kind that came so far and were not given yet; they stay."""
         return [event for event in self._events if event["event"] == kind]
 
+    def forget_events(self) -> None:
+        """Drop what was not given yet, before the process is used for something else."""
+        self._events.clear()
+
     async def stop(self) -> None:
         """End it in order: its cores are closed. Twice is fine."""
         assert self._process.stdin is not None

@@ -10,8 +10,9 @@ import pytest
 
 from hypercore.core import Hypercore
 from hypercore.crypto import KeyPair
-from hypercore.errors import BlockIndexError, BlockNotAvailableError, ClosedError, WaitTimeoutError
+from hypercore.errors import BlockIndexError, BlockNotAvailableError, ClosedError, ProofNotHeldError, WaitTimeoutError
 from hypercore.events import Appended, Downloaded, PeerAdded, PeerRemoved, Truncated
+from hypercore.proofs import Proof, ProofRequest
 from hypercore.replication import Peer
 from tests.replication.links import Link, eventually, link
 from tests.running import run
@@ -80,6 +81,35 @@ def test_random_order_with_many_in_flight_gives_every_block() -> None:
             random.Random(7).shuffle(order)
             blocks = await asyncio.gather(*(reader.get(index) for index in order))
             assert blocks == [b"block %d" % index for index in order]
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_proven", [True, False])
+@pytest.mark.parametrize("count", [0, 3])
+def test_an_update_ends_when_the_peer_has_answered_whatever_that_was(
+    count: int, is_proven: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with await writer_of(count) as writer, Hypercore("memory:", writer.key) as reader:
+            asked, may_answer = asyncio.Event(), asyncio.Event()
+            prove = writer.hub.log.prove
+
+            async def prove_later(request: ProofRequest) -> Proof:
+                asked.set()
+                await may_answer.wait()
+                if not is_proven:
+                    raise ProofNotHeldError("nodes are missing")
+                return await prove(request)
+
+            monkeypatch.setattr(writer.hub.log, "prove", prove_later)
+            await link(writer, reader)
+            await asked.wait()
+            update = asyncio.create_task(reader.update(timeout=5))
+            await asyncio.sleep(0)
+            may_answer.set()
+            assert await update == (is_proven and count > 0)
+            assert reader.manifest == (writer.manifest if is_proven else None)
 
     run(main())
 
