@@ -171,6 +171,8 @@ async def survive(seed: int, fault: Fault, fail_at: int | None, durability: Dura
         while not await performed(log, action):
             # What failed may be there nevertheless.
             possible.append(possible[-1].after(action))
+            # Some read is the first to find out, so that a first look may be half of either.
+            await viewed(log, storage)
             found(await viewed(log, storage), possible, f"{said}, after a failed {action}")
             if len(possible) == 4:
                 storage.fail_at = None
