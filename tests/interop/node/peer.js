@@ -317,6 +317,18 @@ const commands = {
     return describe(coreOf({ core }))
   },
 
+  /** Hypercore 10: all that can be seen of a core without asking anybody; `blocks` are SHA-256, null where missing. */
+  async view ({ core }) {
+    const target = coreOf({ core })
+    const blocks = []
+    for (let index = 0; index < target.length; index++) {
+      const block = await target.has(index) ? await target.get(index, { wait: false }) : null
+      blocks.push(block && createHash('sha256').update(block).digest('hex'))
+    }
+    const userData = target.core.header.userData.map(({ key, value }) => [key, hex(value)])
+    return { ...await describe(target), signature: hex(target.core.tree.signature), userData, blocks }
+  },
+
   async treeHash ({ core, length }) {
     return { treeHash: hex(await coreOf({ core }).treeHash(length)) }
   },
