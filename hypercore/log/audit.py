@@ -15,7 +15,7 @@ from hypercore.log import flat_tree
 from hypercore.log.commits import Commits
 from hypercore.log.merkle import parent_node
 from hypercore.log.state import DATA, OPLOG, TREE, LogState
-from hypercore.log.tree import NODE_SIZE
+from hypercore.log.tree_file import NODE_SIZE
 from hypercore.proofs import Node
 
 #: Blocks between two breaths that others may take. As many as lie below one page of the tree.
@@ -63,7 +63,7 @@ async def _wrong_nodes(state: LogState, indexes: range) -> list[CorruptError]:
     """The stored nodes among `indexes` that are not what their children make them, or that lack a child."""
     wanted = [index for index in indexes if index & 1 and flat_tree.right_span(index) < 2 * state.length]
     children = [child for index in wanted for child in flat_tree.children(index) or ()]
-    stored = iter(await state.tree.stored([*wanted, *children]))
+    stored = iter(await state.tree.file.stored([*wanted, *children]))
     parents = [next(stored) for _ in wanted]
     wrong = []
     for index, parent in zip(wanted, parents, strict=True):

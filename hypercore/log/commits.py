@@ -190,7 +190,7 @@ class Commits:
         """The lease is ours: cut what a crash left in the log file, and finish a truncation that it interrupted."""
         if inspection.image.needs_cut:
             await self._commit([Truncate(OPLOG, inspection.image.end_offset)])
-        if self.state.tree.owed_cut() is not None:
+        if self.state.tree.file.owed_cut() is not None:
             await self.checkpoint()
 
     async def certain(self) -> None:
@@ -219,7 +219,7 @@ class Commits:
         state.warnings = old.warnings + state.warnings
         self.state = state
         self.generation += 1
-        await old.tree.aclose()
+        await old.tree.file.aclose()
         await old.blocks.aclose()
         await self.take_over(inspection)
         self.uncertain = False
@@ -278,7 +278,7 @@ class Commits:
             await asyncio.wait(self._tasks)
 
     async def _let_go(self) -> None:
-        await self.state.tree.aclose()
+        await self.state.tree.file.aclose()
         await self.state.blocks.aclose()
         await self.storage.aclose()
 

@@ -28,6 +28,7 @@ from hypercore.log.oplog import ExternalPointer, FindingKind, Header, OplogImage
 from hypercore.log.repair import remake_node
 from hypercore.log.state import BITFIELD, DATA, FILES, HEADER, OPLOG, TREE, LogState
 from hypercore.log.tree import NodeStore
+from hypercore.log.tree_file import TreeFile
 from hypercore.proofs import Node
 from hypercore.storage import Storage
 
@@ -156,14 +157,14 @@ async def load(
 
     replayed = oplog.replay(header, image.entries, image.entry_offsets)
     await _refuse_old_tree(storage, inspection.sizes)
-    nodes = NodeStore(
+    file = TreeFile(
         storage,
-        authority.tree_hash,
         inspection.sizes.get(TREE, 0),
         overlay=replayed.nodes,
         blanks=replayed.blanks,
         floor=replayed.floor,
     )
+    nodes = NodeStore(file, authority.tree_hash)
     roots = await _checked_roots(nodes, authority, replayed, warnings)
     nodes.set_roots(roots, replayed.length)
     bitfield = await _read_bitfield(storage, inspection.sizes.get(BITFIELD, 0), replayed)
@@ -200,11 +201,11 @@ async def _refuse_old_tree(storage: Storage, sizes: dict[str, int]) -> None:
 async def _checked_roots(nodes: NodeStore, authority: Authority, replayed: Replayed, warnings: list[str]) -> list[Node]:
     """The roots, vouched for by the header's tree hash and the signature; made from their children if need be."""
     indexes = flat_tree.full_roots(replayed.length)
-    stored = await nodes.stored(indexes)
+    stored = await nodes.file.stored(indexes)
     roots = [node for node in stored if node is not None]
     if len(roots) == len(stored) and _fits(roots, authority, replayed):
         return roots
-    remade = [await remake_node(nodes, index, authority.tree_hash) for index in indexes]
+    remade = [await remake_node(nodes.file, index, authority.tree_hash) for index in indexes]
     for choice in (zip(remade, stored, strict=True), zip(stored, remade, strict=True)):
         roots = [node for node in (first or second for first, second in choice) if node is not None]
         if len(roots) == len(indexes) and _fits(roots, authority, replayed):
@@ -258,7 +259,7 @@ async def _drop_strays(bitfield: Bitfield, nodes: NodeStore, length: int) -> Non
     and has its leaves."""
     keep = length
     while bitfield.get(keep):
-        (leaf,) = await nodes.stored([2 * keep])
+        (leaf,) = await nodes.file.stored([2 * keep])
         if leaf is None:
             break
         keep += 1

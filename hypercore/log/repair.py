@@ -12,16 +12,16 @@ from hypercore.errors import OutOfBoundsError, StorageMissingError
 from hypercore.log import flat_tree
 from hypercore.log.merkle import parent_node
 from hypercore.log.state import LogState
-from hypercore.log.tree import NodeStore
+from hypercore.log.tree_file import TreeFile
 from hypercore.proofs import Node
 
 
-async def remake_node(store: NodeStore, index: int, tree_hash: TreeHash) -> Node | None:
+async def remake_node(file: TreeFile, index: int, tree_hash: TreeHash) -> Node | None:
     """The node as its stored children make it, or None."""
     below = flat_tree.children(index)
     if below is None:
         return None
-    left, right = await store.stored(below)
+    left, right = await file.stored(below)
     if left is None or right is None or left.size + right.size > MAX_SAFE_INTEGER:
         return None
     return parent_node(left, right, tree_hash)
@@ -36,7 +36,7 @@ async def restore_leaf(state: LogState, index: int) -> bool:
     if placed is None:
         return False
     start, parent = placed
-    left, right = await state.tree.stored((4 * (index >> 1), 4 * (index >> 1) + 2))
+    left, right = await state.tree.file.stored((4 * (index >> 1), 4 * (index >> 1) + 2))
     choices: list[tuple[int, int, Node | None]] = [(start, parent.index - 1, right)]
     if left is not None:
         choices.append((start + left.size, parent.index + 1, left))

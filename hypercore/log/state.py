@@ -11,16 +11,17 @@ from typing import Final, NamedTuple
 
 from hypercore.bitfield import PAGE_SIZE, Bitfield
 from hypercore.crypto import KeyPair
-from hypercore.log import blocks, oplog, tree
+from hypercore.log import blocks, oplog, tree_file
 from hypercore.log.manifest import Authority
 from hypercore.log.oplog import Entry, ExternalPointer, Header, ReorgHint, SlotState, StoredKeyPair
+from hypercore.log.tree import NodeStore
 from hypercore.proofs import Node
 from hypercore.storage import Operation, Sync, Truncate, Write
 
 OPLOG: Final = "oplog"
 HEADER: Final = "header"
 BITFIELD: Final = "bitfield"
-TREE: Final = tree.FILE
+TREE: Final = tree_file.FILE
 DATA: Final = blocks.FILE
 
 #: The files of a log, in the order in which they are asked for.
@@ -47,7 +48,7 @@ class LogState:
     end_offset: int
     #: Where the header lies if it once was too large for its slot.
     external: ExternalPointer | None
-    tree: tree.NodeStore
+    tree: NodeStore
     blocks: blocks.BlockFile
     bitfield: Bitfield
     #: Blocks whose bytes turned out to be damaged. Their bits are off in memory and stay on in the file.
@@ -150,12 +151,12 @@ def plan_checkpoint(state: LogState, *, sync: bool) -> Checkpoint:
         Write(BITFIELD, number * PAGE_SIZE, _with_damaged(state, number, page))
         for number, page in state.bitfield.dirty_pages()
     ]
-    runs = state.tree.unwritten_runs()
-    cut = state.tree.owed_cut()
+    runs = state.tree.file.unwritten_runs()
+    cut = state.tree.file.owed_cut()
     cut_operations: list[Operation] = []
     if cut is not None:
         cut_operations.append(Truncate(TREE, cut.size))
-        cut_operations.extend(Write(TREE, offset, bytes(tree.NODE_SIZE)) for offset in cut.blanks)
+        cut_operations.extend(Write(TREE, offset, bytes(tree_file.NODE_SIZE)) for offset in cut.blanks)
         if cut.first:
             operations.extend(cut_operations)
     operations.extend(Write(TREE, offset, data) for offset, data in runs)
@@ -188,5 +189,5 @@ def finish_checkpoint(state: LogState, checkpoint: Checkpoint) -> None:
     state.slots = checkpoint.slots
     state.external = checkpoint.external
     state.end_offset = oplog.ENTRIES_OFFSET
-    state.tree.was_written(checkpoint.runs)
+    state.tree.file.was_written(checkpoint.runs)
     state.bitfield.clear_dirty()
