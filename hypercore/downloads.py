@@ -74,7 +74,11 @@ class Download:
                     )
                 waiter = asyncio.get_running_loop().create_future()
                 self._waiters.append(waiter)
-                await waiter
+                try:
+                    await waiter
+                finally:
+                    if waiter in self._waiters:
+                        self._waiters.remove(waiter)
 
     def destroy(self) -> None:
         """Stop wanting these blocks. Twice is fine."""

@@ -33,9 +33,10 @@ GROWING: Final = ("append", "upgrade", "truncate")
 #: Answers are made until so many bytes wait to be sent, so that a slow reader costs no more memory than this and
 #: one block.
 SEND_AHEAD_BYTES: Final = 1024 * 1024
-#: What one peer can make this process hold, all bounds added up: a frame as it comes in (16 MiB), the messages in it
-#: (as much again, and once more while they are decoded), its scattered blocks (8 MiB), and what is sent ahead.
-PEER_MEMORY_BYTES: Final = 64 * 1024 * 1024
+#: What one peer can make this process hold, all bounds added up: a frame as it comes in (16 MiB), its plain text, the
+#: messages in it (up to five times as much when they are nothing but tree nodes), its scattered blocks (8 MiB), and
+#: what is sent ahead. An honest peer costs a few hundred KiB.
+PEER_MEMORY_BYTES: Final = 128 * 1024 * 1024
 #: Announcements that wait to be sent before they are replaced by one that covers them all.
 MOST_WAITING_RANGES: Final = 256
 

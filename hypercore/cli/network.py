@@ -108,6 +108,8 @@ async def copy(options: argparse.Namespace, output: Output) -> None:
     began = time.monotonic()
     check_persistent(options.source, options.destination)
     from_, to = hide_secrets(options.source), hide_secrets(options.destination)
+    if options.source == options.destination:
+        raise CommandError(f"{from_} is both the source and the destination")
     async with reader_of(options.source) as source:
         keys: dict[str, Any] = {}
         if options.with_secret_key:

@@ -347,6 +347,13 @@ def test_follow_ends_when_nobody_reads_it_any_more(program: tuple[str, ...]) -> 
 # ---- copy -----------------------------------------------------------------------------------------
 
 
+def test_a_copy_onto_itself_is_refused(tmp_path: Path) -> None:
+    new_log(tmp_path / "log", [b"one"])
+    result = hypercore("copy", tmp_path / "log", tmp_path / "log")
+    assert result.code == 1
+    assert "both the source and the destination" in result.errors
+
+
 def test_a_copy_is_the_same_log_without_the_secret_key(tmp_path: Path) -> None:
     key = new_log(tmp_path / "log", LINES)
     done = hypercore("copy", tmp_path / "log", tmp_path / "copy", "--json")
