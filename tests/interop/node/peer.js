@@ -226,10 +226,10 @@ const commands = {
     return describe(target)
   },
 
-  /** Set the `value` (hex) of a key, or tell it. */
+  /** Set the `value` (hex) of a key, or remove the key with null, or tell its value. */
   async userdata ({ core, key, value }) {
     const target = coreOf({ core })
-    if (value !== undefined) await target.setUserData(key, bytes(value))
+    if (value !== undefined) await target.setUserData(key, value === null ? null : bytes(value))
     return { value: hex(await target.getUserData(key)) }
   },
 
