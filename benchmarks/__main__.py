@@ -10,6 +10,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ class Contender:
     def start(self, job: Mapping[str, Any]) -> subprocess.Popen[str]:
         # Bytecode is cached as it is for an installed package, whatever this shell asks for.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment["BENCH_STARTED_AT"] = str(time.time())
         return subprocess.Popen(
             [*self.command, json.dumps(job)],
             cwd=ROOT,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import cProfile
 import json
+import os
 import pstats
 import re
 import sys
@@ -141,10 +142,11 @@ async def reopen(folder: str, count: int, size: int) -> None:
             expect(found, block(count >> 1, size), "block")
         return result
 
-    # The first opening in a process also loads what is loaded when it is needed, such as plugins.
-    first = await once()
+    # Each side loads its parts at another moment, so the first opening is timed from the start of the process.
+    await once()
+    from_start = time.time() - float(os.environ["BENCH_STARTED_AT"])
     again = await once()
-    say({**again, "first_seconds": first["seconds"]})
+    say({**again, "from_start_seconds": from_start})
 
 
 # ---- two processes ----

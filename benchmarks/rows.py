@@ -79,8 +79,8 @@ def _get(name: str, title: str, count: int, filled: int, in_flight_count: int, *
 def _reopen(count: int) -> Row:
     size = 64
     figures = (
-        _measured("ms first", "one", "first_seconds", 1000),
-        _measured("ms again", "one", "seconds", 1000),
+        _measured("ms from start of process", "one", "from_start_seconds", 1000),
+        _measured("ms in a running one", "one", "seconds", 1000),
         _measured("MiB peak", "one", "peak_memory_bytes", 1 / MIB),
     )
     job = {"job": "reopen", "count": count, "size": size}
