@@ -130,7 +130,7 @@ def random_action(random: Random, model: Model, *, largest_block: int = 10_000) 
             return Clear(start, min(length, start + random.choice([1, 1, 2, 5, length])))
         case 5 | 6:
             key = random.choice(["one", "two", "drei ✓"])
-            return SetUserData(key, random.choice([None, random.randbytes(random.choice([1, 30, 1500]))]))
+            return SetUserData(key, random.choice([None, random.randbytes(random.choice([1, 30, 1500, 4500]))]))
         case 7 | 8 | 9 | 10:
             count = random.choice([2, 3, 10, 40])
             return Append(tuple(random_block(random, largest=largest_block // 4 + 1) for _ in range(count)))

@@ -1,0 +1,249 @@
+"""One folder, used by Node's hypercore 10 and by us in turn: each sees all that the other one wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from hypercore.crypto import KeyPair
+from hypercore.log.engine import Log
+from hypercore.log.manifest import Authority, default_manifest, manifest_key
+from hypercore_file import FileStorage
+from tests.histories import (
+    Action,
+    Append,
+    Clear,
+    Model,
+    SetUserData,
+    Truncate,
+    difference,
+    perform,
+    random_action,
+    view_of,
+)
+from tests.interop.doomed import KEY_PAIR, Death, write_and_die
+from tests.interop.node_peer import NodePeer, NodePeerError
+from tests.running import run
+
+pytestmark = pytest.mark.interop
+
+SEED = (b"\x01" * 32).hex()
+LARGEST_BLOCK = 300_000
+
+
+class NodeFolder:
+    """Hypercore 10 on one folder after the other; its process is replaced when it was killed."""
+
+    def __init__(self) -> None:
+        self._peer: NodePeer | None = None
+
+    async def peer(self) -> NodePeer:
+        if self._peer is None:
+            self._peer = await NodePeer.start(10, "folder")
+        return self._peer
+
+    async def open(self, folder: Path, **options: Any) -> None:
+        await (await self.peer()).command("open", storage=str(folder), **options)
+
+    async def view(self) -> dict[str, Any]:
+        return await (await self.peer()).command("view")
+
+    async def perform(self, action: Action) -> None:
+        peer = await self.peer()
+        match action:
+            case Append(blocks):
+                await peer.command("append", blocks=[block.hex() for block in blocks])
+            case Truncate(length):
+                await peer.command("truncate", length=length)
+            case Clear(start, end):
+                try:
+                    await peer.command("clear", start=start, end=end)
+                except NodePeerError as error:
+                    # It has been done, but for giving back the bytes, of which there are none.
+                    if error.code != "EINVAL":
+                        raise
+            case SetUserData(key, value):
+                await peer.command("userdata", key=key, value=None if value is None else value.hex())
+
+    async def close(self) -> None:
+        await (await self.peer()).command("close")
+
+    async def kill(self) -> None:
+        if self._peer is not None:
+            await self._peer.kill()
+            self._peer = None
+
+    async def __aenter__(self) -> NodeFolder:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._peer is not None:
+            await self._peer.stop()
+
+
+def authority(*, compat: bool, key_pair: KeyPair = KEY_PAIR) -> Authority:
+    manifest = default_manifest(key_pair.public_key)
+    return Authority.of(key_pair.public_key if compat else manifest_key(manifest), manifest)
+
+
+def as_node_sees_it(model: Model, *, compat: bool) -> dict[str, Any]:
+    """What `view` in Node tells of a core of ours."""
+    signer = authority(compat=compat)
+    signature = signer.sign(model.tree_hash, model.length, model.fork, KEY_PAIR).hex() if model.length else None
+    return {
+        "key": signer.key.hex(),
+        "writable": True,
+        "fork": model.fork,
+        "length": model.length,
+        "byteLength": sum(map(len, model.blocks)),
+        "treeHash": model.tree_hash.hex(),
+        "signature": signature,
+        "userData": dict[str, str]({key: value.hex() for key, value in model.user_data.items()}),
+        "blocks": [None if block is None else sha256(block).hexdigest() for block in model.view.blocks],
+    }
+
+
+def node_difference(view: dict[str, Any], model: Model, *, compat: bool) -> str:
+    """In one line what differs; empty when nothing does."""
+    view = {**view, "userData": dict(view["userData"])}
+    wanted = as_node_sees_it(model, compat=compat)
+    said = [
+        f"{name} {view[name]}, not {want}" for name, want in wanted.items() if name != "blocks" and view[name] != want
+    ]
+    if view["blocks"] != wanted["blocks"]:
+        pairs = enumerate(zip(view["blocks"], wanted["blocks"], strict=False))
+        wrong = [index for index, (got, want) in pairs if got != want]
+        said.append(f"blocks {wrong[:10]} differ, and there are {len(view['blocks'])}")
+    return "; ".join(said)
+
+
+def node_found(view: dict[str, Any], possible: list[Model], said: str, *, compat: bool) -> Model:
+    for model in reversed(possible):
+        if not node_difference(view, model, compat=compat):
+            return model
+    raise AssertionError(f"{said}: " + " or: ".join(node_difference(view, model, compat=compat) for model in possible))
+
+
+async def found(log: Log, possible: list[Model], said: str) -> Model:
+    """The one of the models that our log is."""
+    view = await view_of(log)
+    for model in reversed(possible):
+        if not difference(view, model):
+            assert await log.tree_hash() == model.tree_hash, said
+            assert log.contiguous_length == model.contiguous_length, said
+            assert log.writable, said
+            return model
+    raise AssertionError(f"{said}: " + " or: ".join(difference(view, model) for model in possible))
+
+
+async def audit(node: NodeFolder, folder: Path, model: Model, said: str, *, compat: bool) -> None:
+    """Node finds nothing to correct in the folder. It writes when it looks, so it gets a copy."""
+    copy = folder.with_name("audited")
+    shutil.copytree(folder, copy)
+    await node.open(copy, create=False)
+    assert not node_difference(await node.view(), model, compat=compat), f"{said}, to be audited"
+    corrections = (await (await node.peer()).command("audit"))["corrections"]
+    assert corrections == {"tree": 0, "blocks": 0}, f"{said}: {corrections}"
+    await node.close()
+    shutil.rmtree(copy)
+
+
+def states(model: Model, actions: list[Action]) -> list[Model]:
+    """The models before, between and after the actions."""
+    models = [model]
+    for action in actions:
+        models.append(models[-1].after(action))
+    return models
+
+
+def random_actions(random: Random, model: Model, count: int) -> list[Action]:
+    actions: list[Action] = []
+    for _ in range(count):
+        action = random_action(random, model, largest_block=LARGEST_BLOCK)
+        actions.append(action)
+        model = model.after(action)
+    return actions
+
+
+class Turns:
+    """A folder that goes from hand to hand."""
+
+    def __init__(self, node: NodeFolder, folder: Path, seed: int, *, compat: bool) -> None:
+        self.node = node
+        self.folder = folder
+        self.seed = seed
+        self.compat = compat
+        self.random = Random(seed)
+        #: After a crash nobody knows which of these the folder holds.
+        self.possible = [Model()]
+        #: Whether everything is out of the log's entries, by our hand.
+        self.flushed = False
+        self.said = ""
+
+    async def ours(self) -> None:
+        random = self.random
+        log = await Log.open(
+            FileStorage(self.folder), key_pair=KEY_PAIR, compat=self.compat, durability=random.choice(["none", "flush"])
+        )
+        model = await found(log, self.possible, f"{self.said}, by us")
+        actions = random_actions(random, model, random.randint(1, 6))
+        end = random.choice(["close", "flush", "kill"])
+        if end == "kill":
+            await log.aclose()
+            death = Death(acknowledged=random.randint(0, len(actions)))
+            done = write_and_die(self.folder, actions, death, compat=self.compat)
+            self.possible, self.flushed = states(model, actions)[done:], False
+            return
+        for action in actions:
+            await perform(log, action)
+            model = model.after(action)
+        if end == "flush":
+            await log.flush()
+        await log.aclose()
+        self.possible, self.flushed = [model], end == "flush"
+        if random.random() < 0.3:
+            await audit(self.node, self.folder, model, self.said, compat=self.compat)
+
+    async def its(self) -> None:
+        random, node = self.random, self.node
+        await node.open(self.folder, seed=SEED, compat=self.compat)
+        view = await node.view()
+        model = node_found(view, self.possible, f"{self.said}, by Node", compat=self.compat)
+        if self.flushed or not model.cleared:
+            assert view["contiguousLength"] == model.contiguous_length, self.said
+        actions = random_actions(random, model, random.randint(1, 6))
+        dies = random.random() < 0.25
+        for action in actions[: -1 if dies else None]:
+            await node.perform(action)
+        models = states(model, actions)
+        if dies:
+            under_way = asyncio.create_task(node.perform(actions[-1]))
+            for _ in range(random.choice([1, 10, 100, 1000])):
+                await asyncio.sleep(0)
+            await node.kill()
+            await asyncio.gather(under_way, return_exceptions=True)
+            self.possible = models[-2:]
+        else:
+            assert not node_difference(await node.view(), models[-1], compat=self.compat), (
+                f"{self.said}, written by Node"
+            )
+            await node.close()
+            self.possible = [models[-1]]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_node_and_we_take_turns_on_one_folder(seed: int, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with NodeFolder() as node:
+            turns = Turns(node, tmp_path / "core", seed, compat=seed % 2 == 0)
+            for number in range(seed % 4 // 2, 10 + seed % 4 // 2):
+                turns.said = f"seed {seed}, turn {number}"
+                await (turns.its() if number % 2 else turns.ours())
+
+    run(main(), timeout_seconds=120)
