@@ -33,9 +33,8 @@ class BlockFile:
 
     async def read(self, offset: int, size: int) -> bytes:
         """The bytes as they are in the file now. Raises `OutOfBoundsError`, `StorageMissingError`."""
-        if self._file is None:
-            self._file = await self._storage.open(FILE)
-        return await self._file.read(offset, size)
+        file = self._file or await self._handle()
+        return await file.read(offset, size)
 
     async def read_sequence(self, offset: int, size: int) -> bytes:
         """Like `read`, for a caller that will go on behind these bytes; they may be as old as the last `wrote`."""
@@ -71,6 +70,15 @@ class BlockFile:
         self._window = b""
         self._window_start = self._window_end = 0
         self._next_window_size = FIRST_WINDOW_SIZE
+
+    async def sync(self) -> None:
+        """What was written is safe from a crash of the machine."""
+        await (await self._handle()).sync()
+
+    async def _handle(self) -> RandomAccess:
+        if self._file is None:
+            self._file = await self._storage.open(FILE)
+        return self._file
 
     async def aclose(self) -> None:
         """Let go of the file."""

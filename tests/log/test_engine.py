@@ -27,7 +27,7 @@ from hypercore.log import appending
 from hypercore.log.engine import MAX_BLOCK_SIZE, Log, LogChange
 from hypercore.log.manifest import Manifest, Prologue, Signer, default_manifest, manifest_key
 from hypercore.storage import Delete, Operation, Sync, Write
-from tests.log.logs import KEY_PAIR, Disk, DiskStorage, contents, fetch, have, new_log, reader_of
+from tests.log.logs import KEY_PAIR, Disk, DiskFile, DiskStorage, contents, fetch, have, new_log, reader_of
 from tests.running import run
 
 
@@ -681,12 +681,45 @@ def test_entries_do_not_grow_without_bound() -> None:
     async def scenario() -> None:
         disk = Disk()
         log = await new_log(disk)
-        largest = 0
-        for _ in range(2000):
-            await log.append([b"x"])
-            largest = max(largest, len(disk.contents["oplog"]))
-        assert 60_000 < largest < 80_000
-        assert len(disk.contents["tree"]) > 20_000
+        sizes = []
+        for _ in range(20):
+            await log.append([b"x"] * 500)
+            sizes.append(len(disk.contents["oplog"]))
+        assert 500_000 < max(sizes) < 600_000
+        assert min(sizes[1:]) < 100_000
+        assert len(disk.contents["tree"]) > 200_000
+        await log.aclose()
+        # What is left behind is quick to read at the next open.
+        assert len(disk.contents["oplog"]) < 8192 + 64 * 1024
+
+    run(scenario())
+
+
+def test_a_sync_of_many_bytes_runs_beside_the_appends() -> None:
+    class SlowToSync(DiskFile):
+        async def sync(self) -> None:
+            begun.append(self.name)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    class SlowToSyncStorage(DiskStorage):
+        async def open(self, name: str, *, create: bool = False) -> DiskFile:
+            await super().open(name, create=create)
+            return SlowToSync(self, name)
+
+    begun: list[str] = []
+
+    async def scenario() -> None:
+        disk = Disk()
+        log = await Log.open(SlowToSyncStorage(disk), key_pair=KEY_PAIR)
+        begun.clear()
+        for _ in range(5):
+            await log.append([bytes(1024 * 1024)] * 3)
+            await asyncio.sleep(0)
+        assert begun == ["data"]
+        await log.aclose()
+        again = await Log.open(disk.storage())
+        assert again.length == 15
 
     run(scenario())
 
@@ -751,13 +784,13 @@ def test_a_failed_checkpoint_is_not_the_failure_of_the_append_that_met_it() -> N
         disk = Disk()
         storage = FailingStorage(disk)
         log = await Log.open(storage, key_pair=KEY_PAIR)
-        large = [b"x"] * 500
+        large = [b"x"] * 5000
         storage.commits_left, storage.operations_done = 2, 3
         for number in range(1, 6):
-            assert (await log.append(large))[0] == number * 500
+            assert (await log.append(large))[0] == number * 5000
         assert any("no space left" in warning for warning in log.warnings)
         again = await Log.open(disk.storage())
-        assert again.length == 2500
+        assert again.length == 25000
         assert len(again.warnings) == 0
 
     run(scenario())
