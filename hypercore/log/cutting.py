@@ -75,7 +75,8 @@ async def _change_tree(commits: Commits, upgrade: TreeUpgrade, roots: Sequence[N
         state.reorg_hints = oplog.add_reorg_hint(
             state.reorg_hints, from_fork=state.fork, to_fork=fork, ancestors=ancestors
         )
-    state.tree.cut(ancestors)
+    if ancestors < old_length:
+        state.tree.cut(ancestors)
     state.tree.add(nodes)
     state.tree.set_roots(roots, length)
     state.fork, state.roots, state.length, state.signature = fork, tuple(roots), length, signature
