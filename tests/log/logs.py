@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hypercore.crypto import KeyPair
-from hypercore.errors import ClosedError, LockedError, OutOfBoundsError, StorageMissingError
+from hypercore.errors import ClosedError, LockedError, OutOfBoundsError, StorageFullError, StorageMissingError
 from hypercore.log.engine import Log
 from hypercore.proofs import BlockRequest, Proof, ProofRequest, UpgradeRequest
 from hypercore.storage import Operation, RandomAccess, Storage
@@ -75,6 +75,25 @@ class DiskStorage(Storage):
         self.closed = True
         if self.disk.holder is self:
             self.disk.holder = None
+
+
+class FailingStorage(DiskStorage):
+    """Raises before or within the commit that is counted down to: after so many operations of it."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk)
+        self.commits_left: int | None = None
+        self.operations_done = 0
+        self.error: Exception = StorageFullError("no space left")
+
+    async def commit(self, operations: Sequence[Operation]) -> None:
+        if self.commits_left == 0:
+            self.commits_left = None
+            await super().commit(operations[: self.operations_done])
+            raise self.error
+        if self.commits_left:
+            self.commits_left -= 1
+        await super().commit(operations)
 
 
 class DiskFile(RandomAccess):

@@ -27,7 +27,19 @@ from hypercore.log import appending
 from hypercore.log.engine import MAX_BLOCK_SIZE, Log, LogChange
 from hypercore.log.manifest import Manifest, Prologue, Signer, default_manifest, manifest_key
 from hypercore.storage import Delete, Operation, Sync, Write
-from tests.log.logs import KEY_PAIR, Disk, DiskFile, DiskStorage, contents, fetch, have, new_log, reader_of
+from tests import disk_vectors
+from tests.log.logs import (
+    KEY_PAIR,
+    Disk,
+    DiskFile,
+    DiskStorage,
+    FailingStorage,
+    contents,
+    fetch,
+    have,
+    new_log,
+    reader_of,
+)
 from tests.running import run
 
 
@@ -727,25 +739,6 @@ def test_a_sync_of_many_bytes_runs_beside_the_appends() -> None:
 # ---- when the storage fails -----------------------------------------------------------------------
 
 
-class FailingStorage(DiskStorage):
-    """Raises before or within the commit that is counted down to: after so many operations of it."""
-
-    def __init__(self, disk: Disk) -> None:
-        super().__init__(disk)
-        self.commits_left: int | None = None
-        self.operations_done = 0
-        self.error: Exception = StorageFullError("no space left")
-
-    async def commit(self, operations: Sequence[Operation]) -> None:
-        if self.commits_left == 0:
-            self.commits_left = None
-            await super().commit(operations[: self.operations_done])
-            raise self.error
-        if self.commits_left:
-            self.commits_left -= 1
-        await super().commit(operations)
-
-
 @pytest.mark.parametrize("done", range(10))
 @pytest.mark.parametrize("action", ["append", "truncate", "clear", "set_user_data", "flush"])
 def test_a_failed_commit_loses_nothing_that_was_acknowledged(action: str, done: int) -> None:
@@ -946,6 +939,30 @@ def test_purging_leaves_nothing_of_the_log_and_all_of_the_rest() -> None:
             await log.append([b"x"])
 
     run(scenario())
+
+
+def test_a_reorg_or_truncation_reaches_the_disk_as_node_leaves_it() -> None:
+    async def scenario() -> None:
+        disk = Disk()
+        log = await new_log(disk, compat=True)
+        await log.append(blocks(8))
+        await log.truncate(5)
+        _agree(disk, "truncated")
+        await log.append([b"block-105", b"block-106"])
+        await log.append([b"block-107"])
+        await log.append([b"block-108"])
+        # Node moved only the first of these on.
+        await log.truncate(0)
+        _agree(disk, "truncated-to-zero")
+
+    run(scenario())
+
+
+def _agree(disk: Disk, name: str) -> None:
+    wanted, found = disk_vectors.files(name), disk.files()
+    assert found["tree"] == wanted["tree"]
+    assert found["bitfield"] == wanted["bitfield"]
+    assert len(found["oplog"]) == len(wanted["oplog"])
 
 
 def test_a_log_that_is_dropped_leaves_no_noise() -> None:

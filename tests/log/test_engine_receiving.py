@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hypercore.errors import BlockNotAvailableError, ProofRequestError, VerificationError
+from hypercore.errors import BlockNotAvailableError, ProofRequestError, StorageFullError, VerificationError
 from hypercore.log.engine import Log, LogChange
 from hypercore.log.seek import Found, InDoubt
 from hypercore.proofs import (
@@ -21,8 +21,11 @@ from hypercore.proofs import (
     UpgradeRequest,
 )
 from hypercore.storage import Write
+from hypercore.testing import CrashStorage
+from hypercore_memory import MemoryStorage
 from tests.log.logs import (
     Disk,
+    FailingStorage,
     block_proof,
     contents,
     fetch,
@@ -85,9 +88,10 @@ def test_many_proofs_are_one_commit_and_neighbours_one_write() -> None:
     run(scenario())
 
 
-def test_an_upgrade_and_a_block_can_come_in_one_proof() -> None:
+@pytest.mark.parametrize("hash_name", ["blake2b", "blake3"])
+def test_an_upgrade_and_a_block_can_come_in_one_proof(hash_name: str) -> None:
     async def scenario() -> None:
-        writer = await writer_of(13)
+        writer = await writer_of(13, hash=hash_name)
         reader = await reader_of(writer, upgraded=False)
         both = await writer.prove(ProofRequest(0, BlockRequest(6, 0), upgrade=UpgradeRequest(0, 13), manifest=True))
         heard: list[LogChange] = []
@@ -160,6 +164,55 @@ def test_what_the_next_upgrade_brings_is_asked_for_from_the_length_that_is_here(
         dropped = await Log.open(disk.storage())
         assert have(dropped) == list(range(0, 40, 3))
         assert await dropped.tree_hash() == await writer.tree_hash()
+
+    run(scenario())
+
+
+def test_proofs_whose_commit_failed_are_taken_when_they_come_again() -> None:
+    async def scenario() -> None:
+        writer = await writer_of(20)
+        disk = Disk()
+        storage = FailingStorage(disk)
+        reader = await Log.open(storage, key=writer.key)
+        upgrade = await upgrade_proof(writer, reader)
+        for done in range(3):
+            storage.commits_left, storage.operations_done = 0, 0
+            with pytest.raises(StorageFullError):
+                await reader.apply([upgrade])
+            assert reader.length == 0, done
+        assert await reader.apply([upgrade]) == [None]
+        proofs = [await block_proof(writer, reader, index) for index in (3, 4, 9)]
+        for done in range(2):
+            storage.commits_left, storage.operations_done = 0, done
+            with pytest.raises(StorageFullError):
+                await reader.apply(proofs)
+            assert have(reader) == []
+        # Whoever asks meanwhile is told what a reader knows that never saw them.
+        assert await reader.apply(proofs) == [None] * 3
+        assert have(reader) == [3, 4, 9]
+        dropped = await Log.open(disk.storage())
+        assert [await dropped.get(index) for index in (3, 4, 9)] == [blocks(20)[index] for index in (3, 4, 9)]
+
+    run(scenario())
+
+
+def test_a_manifest_that_came_alone_survives_a_crash_within_any_write() -> None:
+    async def scenario() -> None:
+        writer = await new_log()
+        storage = CrashStorage(MemoryStorage())
+        reader = await Log.open(storage, key=writer.key, durability="none")
+        before = len(storage.steps)
+        assert await reader.apply([await writer.prove(ProofRequest(0, manifest=True))]) == [None]
+        for after in range(before, len(storage.steps) + 1):
+            size = len(storage.steps[after].data) if after < len(storage.steps) else 0
+            for torn_bytes in range(0, size, 3):
+                left = MemoryStorage()
+                await storage.kill(left, after=after, torn_bytes=torn_bytes)
+                again = await Log.open(left, create_if_missing=False)
+                assert again.manifest in (None, writer.manifest)
+        whole = MemoryStorage()
+        await storage.kill(whole, after=len(storage.steps))
+        assert (await Log.open(whole)).manifest == writer.manifest
 
     run(scenario())
 

@@ -125,6 +125,31 @@ def test_what_is_left_of_a_damaged_log_can_be_read_on_request(name: str) -> None
     run(scenario())
 
 
+@pytest.mark.parametrize("name", [name for name in OPENING if disk_vectors.load(name).get("openWrites")])
+def test_what_a_crash_left_behind_the_entries_is_cut_off_at_once(name: str) -> None:
+    async def scenario() -> None:
+        disk = Disk(disk_vectors.files(name))
+        await Log.open(disk.storage())
+        (cut,) = disk_vectors.load(name)["openWrites"]
+        assert cut == f"oplog truncate({len(disk.contents['oplog'])})"
+        assert len(disk.commits) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("name", ["crash-truncate-flush", "crash-reorg", "crash-twice"])
+def test_a_truncation_that_a_crash_interrupted_is_finished_before_anything_else(name: str) -> None:
+    async def scenario() -> None:
+        disk = Disk(disk_vectors.files(name))
+        log = await Log.open(disk.storage())
+        # Node could not read these entries, so there are none any more.
+        assert len(disk.contents["oplog"]) == 8192
+        again = await Log.open(Disk(disk.files()).storage(), read_only=True)
+        assert await shown(again) == await shown(log)
+
+    run(scenario())
+
+
 def test_lost_bytes_are_an_error_once_and_then_missing() -> None:
     async def scenario() -> None:
         log = await Log.open(Disk(disk_vectors.files("lost-data")).storage())
