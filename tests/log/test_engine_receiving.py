@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -24,7 +25,10 @@ from hypercore.storage import Write
 from hypercore.testing import CrashStorage
 from hypercore_memory import MemoryStorage
 from tests.log.logs import (
+    KEY_PAIR,
     Disk,
+    DiskFile,
+    DiskStorage,
     FailingStorage,
     block_proof,
     contents,
@@ -536,6 +540,89 @@ def test_an_older_fork_is_not_followed_and_a_reorg_that_came_too_late_is_refused
         with pytest.raises(VerificationError):
             await reader.commit_reorg(second)
         assert (reader.fork, reader.length) == (1, 6)
+
+    run(scenario())
+
+
+def test_a_reorg_that_another_one_overtook_is_refused() -> None:
+    async def scenario() -> None:
+        writer = await writer_of(20)
+        reader = await reader_of(writer)
+        await fetch(writer, reader, range(20))
+        first, second = await new_log(), await new_log()
+        for log, common, fork in ((first, 5, 1), (second, 15, 2)):
+            await log.append(blocks(20))
+            await log.truncate(common, fork=fork)
+            await log.append([b"%d" % fork] * 8)
+        late = await reader.begin_reorg(await second.prove(ProofRequest(2, upgrade=UpgradeRequest(0, 23))))
+        while (wanted := late.next_request()) is not None:
+            await late.receive(reader, await second.prove(wanted))
+        assert late.ancestors == 15
+        await follow(first, reader)
+        # Of the fifteen blocks that were common to the old tree only five are left.
+        with pytest.raises(VerificationError):
+            await reader.commit_reorg(late)
+        await follow(second, reader)
+        assert have(reader) == list(range(5))
+        assert await reader.tree_hash() == await second.tree_hash()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("hash_name", ["blake2b", "blake3"])
+def test_an_empty_reader_may_begin_with_a_later_fork(hash_name: str) -> None:
+    async def scenario() -> None:
+        writer = await writer_of(20, hash=hash_name)
+        await writer.truncate(9)
+        await writer.append(blocks(4, start=50))
+        disk = Disk()
+        reader = await Log.open(disk.storage(), key=writer.key)
+        await follow(writer, reader)
+        assert (reader.fork, reader.length, reader.manifest) == (1, 13, writer.manifest)
+        await fetch(writer, reader, range(13))
+        dropped = await Log.open(disk.storage())
+        assert dropped.manifest == writer.manifest
+        assert await contents(dropped) == await contents(writer)
+
+    run(scenario())
+
+
+def test_a_proof_that_a_truncation_overtakes_is_of_one_tree_or_none() -> None:
+    class SlowToRead(DiskFile):
+        async def read(self, offset: int, size: int) -> bytes:
+            data = await super().read(offset, size)
+            if self.name in slow:
+                await gate.wait()
+            return data
+
+    class SlowToReadStorage(DiskStorage):
+        async def open(self, name: str, *, create: bool = False) -> DiskFile:
+            await super().open(name, create=create)
+            return SlowToRead(self, name)
+
+    slow: set[str] = set()
+    gate = asyncio.Event()
+
+    async def scenario() -> None:
+        for file in ("data", "tree"):
+            gate.clear()
+            log = await Log.open(SlowToReadStorage(Disk()), key_pair=KEY_PAIR)
+            await log.append([b"block %d" % index for index in range(700)])
+            await log.flush()
+            slow.add(file)
+            asked = [
+                asyncio.create_task(log.prove(ProofRequest(0, BlockRequest(300, 2)))),
+                asyncio.create_task(log.prove(ProofRequest(0, upgrade=UpgradeRequest(0, 700)))),
+            ]
+            await asyncio.sleep(0)
+            slow.clear()
+            await log.truncate(100)
+            await log.append([b"other %d" % index for index in range(650)])
+            gate.set()
+            for result in await asyncio.gather(*asked, return_exceptions=True):
+                assert isinstance(result, BlockNotAvailableError) or (
+                    isinstance(result, Proof) and result.upgrade is not None and file == "data"
+                )
 
     run(scenario())
 
