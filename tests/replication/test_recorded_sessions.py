@@ -9,18 +9,16 @@ from typing import Any
 import pytest
 
 from hypercore import session as session_module
-from hypercore.duplex import DuplexStream, stream_pair
-from hypercore.encoding import decode_uint
-from hypercore.errors import TransportError
+from hypercore.duplex import stream_pair
 from hypercore.log.engine import Log
 from hypercore.proofs import Proof
-from hypercore.protocol.messages import Bitfield, Data, Message, NoData, Range, Request, Sync, decode
+from hypercore.protocol.messages import Bitfield, Data, Message, NoData, Range, Request, Sync
 from hypercore.protocol.remote import RemotePeer
-from hypercore.protocol.secret_stream import SecretStream
 from hypercore.replication import Hub
 from hypercore.session import Replication
 from tests.protocol.support import EPHEMERAL, SESSIONS, STATIC, encoded, message_of
 from tests.replication.links import eventually
+from tests.replication.raw_peer import RawPeer
 from tests.replication.recordings import Scene, answer_like, items_of
 from tests.running import run
 
@@ -126,7 +124,7 @@ async def take_conflicting(reader: Log, message: Data) -> None:
 # ---- a recorded side talks to ours ---------------------------------------------------------------------
 
 
-class Player:
+class Player(RawPeer):
     """One recorded side: sends its frames as they were, and understands what ours says.
 
     Both ends have the recorded keys, so that even the capabilities in the recorded opens are right.
@@ -134,55 +132,27 @@ class Player:
 
     def __init__(self, scene: Scene, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scene = scene
-        self.side = side
-        self.ours = OTHER[side]
-        role = ROLES[side]
+        ours = OTHER[side]
 
         class Pinned:
             @staticmethod
             def generate() -> object:
-                return EPHEMERAL[ROLES[self.ours]]
+                return EPHEMERAL[ROLES[ours]]
 
         monkeypatch.setattr(session_module, "KeyPair", Pinned)
-        self._wire: DuplexStream
-        self._wire, theirs = stream_pair()
-        self._stream = SecretStream(
-            role == "initiator", STATIC[role], ephemeral=EPHEMERAL[role], header=role.encode().ljust(24, b".")
-        )
-        self.hub = Hub(scene.logs[self.ours])
-        self.replication = Replication(theirs, initiator=role == "responder", key_pair=STATIC[ROLES[self.ours]])
+        wire, theirs = stream_pair()
+        role = ROLES[side]
+        super().__init__(wire, initiator=role == "initiator", key_pair=STATIC[role], ephemeral=EPHEMERAL[role])
+        self.hub = Hub(scene.logs[ours])
+        self.replication = Replication(theirs, initiator=role == "responder", key_pair=STATIC[ROLES[ours]])
         self.replication.add(self.hub)
         self.replication.start_running()
-        self.inbox: list[Message] = []
         #: What the side would know of our log after what ours has said.
         self.view = RemotePeer()
         self.last_sync: Sync | None = None
-        self.opens = 0
         self.on_request: Callable[[Request], Awaitable[None]] | None = None
-        self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def _run(self) -> None:
-        await self._flush()
-        while True:
-            try:
-                data = await self._wire.receive()
-            except TransportError:
-                return
-            if not data:
-                return
-            for frame in self._stream.receive_data(data):
-                for item in messages_of(frame):
-                    await self._take(item)
-            await self._flush()
-
-    async def _take(self, item: tuple[int, bytes]) -> None:
-        channel, body = item
-        if not channel:
-            self.opens += body[0] == 1
-            return
-        message = decode(body, 0, len(body))
-        assert message is not None
-        self.inbox.append(message)
+    async def on_message(self, message: Message) -> None:
         match message:
             case Sync():
                 self.last_sync = message
@@ -194,53 +164,18 @@ class Player:
             case Request() if self.on_request is not None:
                 await self.on_request(message)
 
-    async def _flush(self) -> None:
-        if data := self._stream.data_to_send():
-            await self._wire.send(data)
-
     async def opened(self) -> Player:
-        await eventually(lambda: self._stream.can_send)
-        assert self._stream.handshake_hash is not None
-        assert self._stream.handshake_hash.hex() == self.scene.recording["handshakeHash"]
+        assert (await self.handshake_hash()).hex() == self.scene.recording["handshakeHash"]
         return self
-
-    async def send_frame(self, frame: bytes) -> None:
-        self._stream.send(frame)
-        await self._flush()
-
-    async def send(self, message: Message) -> None:
-        await self.send_frame(b"\x01" + encoded(message))
-
-    def received(self, kind: type[Message]) -> list[Any]:
-        return [message for message in self.inbox if isinstance(message, kind)]
 
     async def leave(self) -> None:
         """The recorded side has nothing more to say; ours must have found no fault with it."""
         assert self.replication.error is None
         assert not self.replication.is_closed
-        await self._wire.aclose()
-        await self._task
+        await self.hang_up()
         await self.replication.wait_closed()
         assert self.replication.error is None
         self.hub.close()
-
-
-def messages_of(frame: bytes) -> list[tuple[int, bytes]]:
-    """Channel and body of each message in one plaintext frame."""
-    end = len(frame)
-    channel, offset = decode_uint(frame, 0, end)
-    if channel or frame[offset]:
-        return [(channel, frame[offset:])]
-    channel, offset = decode_uint(frame, offset + 1, end)
-    found = []
-    while offset < end:
-        size, offset = decode_uint(frame, offset, end)
-        if size:
-            found.append((channel, frame[offset : offset + size]))
-            offset += size
-        else:
-            channel, offset = decode_uint(frame, offset, end)
-    return found
 
 
 def may_ask(sync: Sync | None, request: Request, own: Sync) -> bool:
