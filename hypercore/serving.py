@@ -88,7 +88,7 @@ class Server:
             self._warn(f"block {error.index} is damaged here and was not served: {error}")
             self._not_available(request)
         except ProofNotHeldError:
-            send(messages.NoData(request.id, REASON_INVALID_REQUEST))
+            self._not_available(request, REASON_INVALID_REQUEST)
         except ProofRequestError as error:
             self._invalid_requests += 1
             if self._invalid_requests >= MOST_INVALID_REQUESTS:
@@ -100,11 +100,12 @@ class Server:
                 self.blocks_sent += 1
                 self.bytes_sent += len(proof.block.value)
 
-    def _not_available(self, request: messages.Request) -> None:
-        # The peer believes that we have the block; without the drop it would ask again at once.
-        if request.proof.block is not None:
-            self._send(messages.Range(True, request.proof.block.index, 1))
-        self._send(messages.NoData(request.id, REASON_NOT_AVAILABLE))
+    def _not_available(self, request: messages.Request, reason: int = REASON_NOT_AVAILABLE) -> None:
+        block = request.proof.block
+        if block is not None and request.proof.fork == self._log.fork:
+            # The peer believes that it can have the block; without the drop it would ask again at once.
+            self._send(messages.Range(True, block.index, 1))
+        self._send(messages.NoData(request.id, reason))
 
     def _answer_want(self, start: int, length: int, any_: bool) -> None:
         log, send = self._log, self._send
@@ -118,7 +119,7 @@ class Server:
         if any_:
             found = log.bitfield.first_set(start, end)
             if found is not None:
-                send(messages.Range(False, found, 1))
+                send(messages.Range(False, 0, contiguous) if found < contiguous else messages.Range(False, found, 1))
             return
         first = start - start % 32
         last = -(-end // 32) * 32

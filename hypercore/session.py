@@ -292,8 +292,10 @@ class Replication:
                 else:
                     connection.receive_eof()
             finally:
-                # What came before an error still counts.
-                finished = await self._take_events(connection.events())
+                # What came before an error still counts, and accepting an offer makes events of its own.
+                finished = False
+                while events := connection.events():
+                    finished |= await self._take_events(events)
             self.wake()
             if finished or not data:
                 await self._flush()
