@@ -21,11 +21,13 @@ MAX_WINDOW_SIZE: Final = 256 * 1024
 class BlockFile:
     """Reads of one log's block bytes, with one window of bytes read ahead."""
 
-    def __init__(self, storage: Storage, file_size: int) -> None:
+    def __init__(self, storage: Storage, file_size: int | None) -> None:
+        """`file_size` is None as long as there is no file."""
         self._storage = storage
         self._file: RandomAccess | None = None
+        self.exists = file_size is not None
         #: Bytes known to be in the file; nothing is read ahead behind them.
-        self._file_size = file_size
+        self._file_size = file_size or 0
         self._window = b""
         self._window_start = 0
         self._window_end = 0
@@ -53,6 +55,7 @@ class BlockFile:
 
     def wrote(self, offset: int, size: int) -> None:
         """The range has changed in the file."""
+        self.exists = True
         end = offset + size
         if end > self._file_size:
             self._file_size = end

@@ -146,6 +146,9 @@ class Commits:
         state = self.state
         entries = frames[0] if len(frames) == 1 else b"".join(frames)
         operations: list[Operation] = [Write(DATA, offset, piece) for offset, piece in data if piece]
+        if data and not operations and not state.blocks.exists:
+            # Other implementations cannot read even an empty block where there is no file.
+            operations.append(Truncate(DATA, 0))
         if self.durability == "always":
             if operations:
                 operations.append(Sync((DATA,)))

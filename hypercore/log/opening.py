@@ -185,7 +185,7 @@ async def load(
         end_offset=image.end_offset,
         external=inspection.external,
         tree=nodes,
-        blocks=BlockFile(storage, inspection.sizes.get(DATA, 0)),
+        blocks=BlockFile(storage, inspection.sizes.get(DATA)),
         bitfield=bitfield,
         warnings=warnings,
     )

@@ -179,6 +179,27 @@ def test_an_append_gives_the_length_in_blocks_and_bytes() -> None:
     run(scenario())
 
 
+def test_a_log_of_empty_blocks_has_an_empty_file_for_them_because_node_reads_them_from_it() -> None:
+    async def scenario() -> None:
+        disk = Disk()
+        log = await new_log(disk)
+        assert "data" not in disk.files()
+        await log.append([b"", b""])
+        assert disk.files()["data"] == b""
+        await log.append([b"block"])
+        await log.aclose()
+        log = await Log.open(disk.storage())
+        await log.append([b""])
+        assert disk.files()["data"] == b"block"
+        reader_disk = Disk()
+        reader = await reader_of(log, reader_disk)
+        assert "data" not in reader_disk.files()
+        await fetch(log, reader, [3])
+        assert reader_disk.files()["data"] == b""
+
+    run(scenario())
+
+
 def test_what_was_appended_is_there_after_closing_and_after_dropping() -> None:
     async def scenario() -> None:
         disk = Disk()
