@@ -179,9 +179,8 @@ WRITER_PROBES: dict[str, Probe] = {
     "second open of the same core": Probe(lambda prober: [prober.open_frame(2, bytes(32))]),
     "open of a core it does not have": Probe(lambda prober: [prober.open_frame(2, bytes(32), topic=b"\x01" * 32)]),
 }
-INVALID = {1: [NoData(1, 2)]}
-GONE = [NoData(1, 1)]
-HELD = [Bitfield(0, b"\x73\x00\x00\x00")]
+GONE: list[Message] = [NoData(1, 1)]
+HELD: list[Message] = [Bitfield(0, b"\x73\x00\x00\x00")]
 #: Where ours does not say what both of Node's say: the reason, and what is said instead.
 OURS: dict[str, tuple[str, list[Message]]] = {
     "block past the end": ("a drop goes ahead, or Node asks again at once", [Range(True, 7, 1), *GONE]),
