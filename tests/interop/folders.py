@@ -129,15 +129,14 @@ async def audit(
     copy = folder.with_name("audited")
     shutil.copytree(folder, copy)
     await node.open(copy, create=False)
-    problem = node_difference(await node.view(), model, compat=compat, writable=writable)
-    assert not problem, f"{said}, to be audited by Node: {problem}"
     corrections = (await (await node.peer()).command("audit"))["corrections"]
     assert corrections == {"tree": 0, "blocks": 0}, f"{said}: {corrections}"
+    problem = node_difference(await node.view(), model, compat=compat, writable=writable)
+    assert not problem, f"{said}, audited by Node: {problem}"
     await node.close()
     shutil.rmtree(copy)
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    """What the files hold; an empty one is as good as none."""
-    held = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return {name: data for name, data in held.items() if data}
+    """What the files hold."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
