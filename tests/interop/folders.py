@@ -104,11 +104,14 @@ def node_difference(view: dict[str, Any], model: Model, *, compat: bool, writabl
     return "; ".join(said)
 
 
-def node_found(view: dict[str, Any], possible: list[Model], said: str, *, compat: bool) -> Model:
+def node_found(view: dict[str, Any], possible: list[Model], said: str, *, compat: bool, writable: bool = True) -> Model:
+    """The one of the models that Node sees."""
+    differences = []
     for model in reversed(possible):
-        if not node_difference(view, model, compat=compat):
+        differences.append(node_difference(view, model, compat=compat, writable=writable))
+        if not differences[-1]:
             return model
-    raise AssertionError(f"{said}: " + " or: ".join(node_difference(view, model, compat=compat) for model in possible))
+    raise AssertionError(f"{said}: {' or: '.join(differences)}")
 
 
 async def found(log: Log, possible: list[Model], said: str) -> Model:

@@ -9,10 +9,14 @@ import pytest
 
 from hypercore import Hypercore
 from hypercore.log.engine import Log
+from hypercore.testing import CrashStorage
 from hypercore_file import FileStorage
+from hypercore_memory import MemoryStorage
 from tests.histories import Append, Clear, Model, Truncate, random_block
-from tests.interop.folders import SEED, NodeFolder, audit, found, node_difference
+from tests.interop.doomed import KEY_PAIR
+from tests.interop.folders import SEED, NodeFolder, audit, found, node_difference, node_found
 from tests.interop.stage import Role, connect
+from tests.log.logs import fetch, upgrade_proof
 from tests.running import run
 
 pytestmark = pytest.mark.interop
@@ -110,3 +114,43 @@ def test_a_sparse_clone_goes_from_hand_to_hand_and_follows_the_writer(seed: int,
                 await clone.write(clone.batch(clone.random.randint(1, 60)))
 
     run(main(), timeout_seconds=120)
+
+
+@pytest.mark.parametrize("compat", [False, True], ids=["manifest", "compat"])
+def test_a_reader_that_dies_at_any_moment_leaves_a_folder_that_node_reads(compat: bool, tmp_path: Path) -> None:
+    async def main() -> None:
+        random = Random(int(compat))
+        writer = await Log.open(MemoryStorage(), key_pair=KEY_PAIR, compat=compat)
+        storage = CrashStorage(MemoryStorage())
+        reader = await Log.open(storage, key=writer.key, durability="none")
+        #: The count of steps, and what was acknowledged by then.
+        life = [(len(storage.steps), Model())]
+        written: list[bytes] = []
+        for _ in range(3):
+            written += [random_block(random, largest=9000) for _ in range(random.randint(5, 30))]
+            await writer.append(written[writer.length :])
+            held = {index for index in range(reader.length) if reader.has(index)}
+            for wanted in [None, *random.sample(sorted(set(range(writer.length)) - held), 4)]:
+                if wanted is None:
+                    assert await reader.apply([await upgrade_proof(writer, reader)]) == [None]
+                else:
+                    await fetch(writer, reader, [wanted])
+                    held.add(wanted)
+                lacking = frozenset(range(writer.length)) - held
+                life.append((len(storage.steps), Model(tuple(written), lacking)))
+            if random.random() < 0.5:
+                await reader.flush()
+        async with NodeFolder() as node:
+            for after in range(life[0][0], len(storage.steps) + 1):
+                moment = max(number for number, (steps, _) in enumerate(life) if steps <= after)
+                for torn_bytes in (None, random.randrange(100)):
+                    said = f"{after} of {len(storage.steps)} steps, {torn_bytes} bytes of the next"
+                    folder = tmp_path / f"{after}-{torn_bytes}"
+                    async with FileStorage(folder) as left:
+                        await storage.kill(left, after=after, torn_bytes=torn_bytes)
+                    await node.open(folder, create=False)
+                    possible = [model for _, model in life[moment : moment + 2]]
+                    node_found(await node.view(), possible, said, compat=compat, writable=False)
+                    await node.close()
+
+    run(main())

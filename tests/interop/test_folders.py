@@ -13,6 +13,7 @@ from hypercore.log.engine import Log
 from hypercore_file import FileStorage
 from tests.histories import (
     Action,
+    Append,
     Clear,
     Model,
     Truncate,
@@ -204,3 +205,39 @@ def test_the_same_history_makes_the_same_bytes(seed: int, tmp_path: Path) -> Non
             await log.aclose()
 
     run(main())
+
+
+@pytest.mark.parametrize("node_begins", [False, True])
+def test_a_core_of_several_pages_of_bits_and_many_pages_of_nodes_goes_from_hand_to_hand(
+    node_begins: bool, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        folder = tmp_path / "core"
+        model = Model()
+        actions: list[Action] = [
+            Append(tuple(b"%d" % index for index in range(33_000))),
+            Clear(32_760, 32_780),
+            Append((b"", b"the end")),
+            Truncate(32_770),
+            Append(tuple(b"%d again" % index for index in range(500))),
+            Clear(100, 33_000),
+        ]
+        async with NodeFolder() as node:
+            for number, action in enumerate(actions):
+                said = f"action {number}"
+                if number % 2 != node_begins:
+                    await node.open(folder, seed=SEED, compat=False)
+                    await node.perform(action)
+                    await node.close()
+                else:
+                    log = await Log.open(FileStorage(folder), key_pair=KEY_PAIR)
+                    await found(log, [model], said)
+                    await perform(log, action)
+                    await log.aclose()
+                model = model.after(action)
+            await audit(node, folder, model, "in the end", compat=False)
+            log = await Log.open(FileStorage(folder), read_only=True)
+            await found(log, [model], "in the end")
+            await log.aclose()
+
+    run(main(), timeout_seconds=120)
