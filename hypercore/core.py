@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from hypercore.codecs import BINARY, Codec, codec_of
 from hypercore.crypto import KeyPair, discovery_key
@@ -24,27 +24,21 @@ from hypercore.errors import (
     OptionError,
     WaitTimeoutError,
 )
-from hypercore.events import Appended, CoreEvent, Downloaded, PeerAdded, PeerRemoved, Truncated
+from hypercore.events import CoreEvent, EventFeed
 from hypercore.extensions import Extension, Extensions
 from hypercore.keys import decode_key, encode_z32
-from hypercore.log.engine import Log, LogChange
+from hypercore.log.engine import Log
 from hypercore.log.manifest import Manifest
-from hypercore.log.seek import Found
 from hypercore.plugins import open_storage
 from hypercore.proofs import BlockRequest, HashRequest, Proof, ProofRequest, SeekRequest, UpgradeRequest
-from hypercore.protocol.remote import Demand, RemotePeer
-from hypercore.replication import GROWING, STORING, Hub, Peer
+from hypercore.replication import Hub, Peer
 from hypercore.session import Replication
 from hypercore.storage import Storage
 from hypercore.streams import WriteStream, read_blocks, read_bytes
 from hypercore.transport import ByteStream
+from hypercore.waiting import Waiting
 
 Durability = Literal["none", "flush", "always"]
-
-#: `update` gives up on a peer that claims to be longer but shows nothing for this long.
-SETTLING_SECONDS: Final = 10.0
-#: Events that a slow iterator may fall behind before it is told that it lost some.
-MOST_WAITING_EVENTS: Final = 10_000
 
 
 class AppendResult(NamedTuple):
@@ -134,10 +128,9 @@ class Hypercore:
         self._hub: Hub | None = None
         self._opening: asyncio.Task[None] | None = None
         self._is_closed = False
-        self._block_waiters: dict[int, list[asyncio.Future[None]]] = {}
-        self._state_waiters: list[asyncio.Future[None]] = []
+        self._waiters: Waiting
         self._replications: set[Replication] = set()
-        self._event_queues: list[asyncio.Queue[CoreEvent | None]] = []
+        self._events = EventFeed()
         self._extensions = Extensions()
 
     # ---- opening and closing ----
@@ -167,8 +160,8 @@ class Hypercore:
             raise
         self._log = log
         self._hub = hub = Hub(log)
-        hub.on_change.append(self._changed)
-        hub.on_peer.append(self._peer_changed)
+        self._waiters = Waiting(log, hub)
+        self._events.bind(hub)
         self._extensions.bind(hub)
 
     async def close(self) -> None:
@@ -180,11 +173,10 @@ class Hypercore:
         self._is_closed = True
         if self._hub is not None:
             self._hub.close()
-        self._wake_all()
+            self._waiters.close()
         for replication in list(self._replications):
             await replication.aclose()
-        for queue in self._event_queues:
-            queue.put_nowait(None)
+        self._events.close()
         if self._log is not None:
             await self._log.aclose()
 
@@ -381,7 +373,7 @@ class Hypercore:
         return block if block is not None else await self._fetch(index, None, None)
 
     async def _fetch(self, index: int, wait: bool | None, timeout: float | None) -> bytes:
-        log, hub = self._opened, self.hub
+        log = self._opened
         if index < 0:
             raise BlockIndexError(f"block {index}: an index is 0 or more")
         if log.writable and index >= log.length:
@@ -391,38 +383,13 @@ class Hypercore:
         if self._on_wait is not None:
             self._on_wait(index)
         limit = self._timeout if timeout is None else timeout
-        hub.replicator.want_block(index)
-        hub.pump()
         try:
             async with asyncio.timeout(limit):
-                while True:
-                    if self._is_closed:
-                        raise ClosedError(f"the core was closed while block {index} was waited for")
-                    if log.has(index) and (block := await log.get(index)) is not None:
-                        return block
-                    if not hub.may_have_peers:
-                        raise BlockNotAvailableError(
-                            f"block {index} is not stored here, no peer is connected and none is being looked for"
-                        )
-                    await self._block_change(index)
+                return await self._waiters.block(index)
         except TimeoutError as error:
             raise WaitTimeoutError(
-                f"block {index} did not come within {limit} seconds; {len(hub.peers)} peers are connected"
+                f"block {index} did not come within {limit} seconds; {len(self.peers)} peers are connected"
             ) from error
-        finally:
-            hub.replicator.unwant_block(index)
-
-    async def _block_change(self, index: int) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        waiters = self._block_waiters.setdefault(index, [])
-        waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in waiters:
-                waiters.remove(waiter)
-                if not waiters and self._block_waiters.get(index) is waiters:
-                    del self._block_waiters[index]
 
     async def has(self, start: int, end: int | None = None) -> bool:
         """Whether block `start`, or every block of [start, end), is stored here."""
@@ -439,45 +406,12 @@ class Hypercore:
         log, hub = self._check_open(), self.hub
         if byte_offset < 0 or (byte_offset > log.byte_length and (log.writable or not hub.may_have_peers)):
             raise BlockIndexError(f"byte offset {byte_offset} is outside of the {log.byte_length} bytes of the log")
+        limit = self._timeout if timeout is None else timeout
         try:
-            async with asyncio.timeout(self._timeout if timeout is None else timeout):
-                while True:
-                    result = await log.seek(byte_offset, self.padding)
-                    if isinstance(result, Found):
-                        return SeekResult(result.index, result.offset)
-                    if not hub.may_have_peers:
-                        raise BlockNotAvailableError(
-                            f"byte offset {byte_offset} cannot be placed with what is stored here, and there is no peer"
-                        )
-                    if result.hash is None:
-                        await self._state_change()
-                        continue
-                    answered = await self._demand(ProofRequest(log.fork, hash=result.hash, seek=result.seek))
-                    if not answered:
-                        raise BlockNotAvailableError(f"no peer could say where byte offset {byte_offset} lies")
+            async with asyncio.timeout(limit):
+                return SeekResult(*await self._waiters.place(byte_offset, self.padding))
         except TimeoutError as error:
-            raise WaitTimeoutError(f"byte offset {byte_offset} was not found in time") from error
-
-    async def _demand(self, request: ProofRequest) -> bool:
-        """Ask any peer that can answer; whether one did, or the peers changed so that it is worth another look."""
-        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-        def done(_peer: RemotePeer | None, proof: Proof | None) -> None:
-            if not waiter.done():
-                waiter.set_result(proof is not None)
-
-        demand = Demand(request, done)
-        hub = self.hub
-        hub.replicator.add_demand(demand)
-        hub.pump()
-        state: asyncio.Future[None] = asyncio.ensure_future(self._state_change())
-        try:
-            # A change of the peers (the last one left) must wake us too.
-            await asyncio.wait((waiter, state), return_when=asyncio.FIRST_COMPLETED)
-            return waiter.result() if waiter.done() else True
-        finally:
-            state.cancel()
-            hub.replicator.remove_demand(demand)
+            raise WaitTimeoutError(f"byte offset {byte_offset} was not found within {limit} seconds") from error
 
     async def tree_hash(self, length: int | None = None) -> bytes:
         """The hash that the writer signs for the first `length` blocks (all by default), 32 bytes."""
@@ -531,16 +465,12 @@ class Hypercore:
         searches it returns at once.
         """
         await self.ready()
-        log, hub = self._check_open(), self.hub
+        log = self._check_open()
         before = (log.fork, log.length)
         try:
             async with asyncio.timeout(timeout):
-                while wait and not hub.is_settled and not self._is_closed:
-                    try:
-                        async with asyncio.timeout(SETTLING_SECONDS):
-                            await self._state_change()
-                    except TimeoutError:
-                        break
+                if wait:
+                    await self._waiters.settled()
         except TimeoutError as error:
             raise WaitTimeoutError(f"the peers did not answer within {timeout} seconds") from error
         return (log.fork, log.length) != before
@@ -609,107 +539,21 @@ class Hypercore:
         """Exchange the program's own messages with peers that registered the same name."""
         return self._extensions.register(name, on_message)
 
-    async def events(self) -> AsyncIterator[CoreEvent]:
-        """What happens from now on, until the core is closed."""
-        await self.ready()
-        queue: asyncio.Queue[CoreEvent | None] = asyncio.Queue(MOST_WAITING_EVENTS)
-        self._event_queues.append(queue)
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            self._event_queues.remove(queue)
+    def events(self) -> AsyncIterator[CoreEvent]:
+        """What happens from this call on, until the core is closed."""
+        if self._is_closed:
+            raise ClosedError("the core is closed")
+        return self._events.read()
 
     async def wait_for_length(self, length: int, *, live: bool = True) -> bool:
         """Wait until the log has `length` blocks; False when the core was closed first.
 
         Raises `BlockNotAvailableError` when it cannot grow: not writable, and no peer or search for one.
         """
-        log, hub = self._check_open(), self.hub
-        while log.length < length:
-            if self._is_closed:
-                return False
-            if not (log.writable or hub.may_have_peers or (live and hub.sources)):
-                raise BlockNotAvailableError(
-                    f"the log has {log.length} blocks, no peer is connected and none is being looked for"
-                )
-            await self._state_change()
-        return True
+        self._check_open()
+        return await self._waiters.length(length, live=live)
 
     async def wait_for_peers(self) -> bool:
         """Wait until somebody may deliver; False when nobody is being looked for."""
-        hub = self.hub
-        while not hub.may_have_peers:
-            if self._is_closed or not hub.sources:
-                return False
-            await self._state_change()
-        return True
-
-    # ---- news from below ----
-
-    async def _state_change(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._state_waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self._state_waiters:
-                self._state_waiters.remove(waiter)
-
-    def _changed(self, change: LogChange | None) -> None:
-        if change is None:
-            self._wake_state()
-            if self._hub is not None and not self._hub.may_have_peers:
-                self._wake_all()
-            return
-        if self._block_waiters and change.kind in STORING:
-            self._wake_blocks(change.start, change.end)
-        if change.kind in GROWING:
-            self._wake_state()
-        if self._event_queues:
-            self._emit_change(change)
-
-    def _wake_blocks(self, start: int, end: int) -> None:
-        waiting = self._block_waiters
-        if end - start < len(waiting):
-            indexes = [index for index in range(start, end) if index in waiting]
-        else:
-            indexes = [index for index in waiting if start <= index < end]
-        for index in indexes:
-            for waiter in waiting.pop(index):
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    def _wake_state(self) -> None:
-        waiters, self._state_waiters = self._state_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _wake_all(self) -> None:
-        self._wake_state()
-        waiting, self._block_waiters = self._block_waiters, {}
-        for waiters in waiting.values():
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    def _emit(self, event: CoreEvent) -> None:
-        for queue in self._event_queues:
-            if queue.full():
-                queue.get_nowait()  # The oldest goes: a reader that far behind wants the present.
-            queue.put_nowait(event)
-
-    def _emit_change(self, change: LogChange) -> None:
-        log = self._opened
-        match change.kind:
-            case "append" | "upgrade":
-                self._emit(Appended(log.length, log.byte_length))
-            case "truncate":
-                self._emit(Truncated(log.length, log.fork))
-            case "blocks":
-                self._emit(Downloaded(change.start, change.end))
-
-    def _peer_changed(self, peer: Peer, is_added: bool) -> None:
-        if self._event_queues:
-            self._emit(PeerAdded(peer) if is_added else PeerRemoved(peer))
+        self._check_open()
+        return await self._waiters.peers()

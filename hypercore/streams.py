@@ -61,7 +61,10 @@ async def read_bytes(core: Hypercore, *, byte_offset: int, byte_length: int | No
     if total <= 0:
         return
     index, skip = await core.seek(byte_offset)
-    while total > 0:
+    while skip > len(block := await core.get_raw(index)):
+        # A peer had given a false size for this block; with its bytes here the truth is known.
+        index, skip = await core.seek(byte_offset)
+    while total > 0 and index < core.length:
         block = await core.get_raw(index)
         piece = block[skip : skip + total]
         total -= len(piece)
