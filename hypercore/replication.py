@@ -6,6 +6,7 @@ the log and hands messages to channels; bytes and sockets are the session's.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -45,7 +46,7 @@ class Peer:
     """One peer of one core, as a program sees it in `core.peers`."""
 
     def __init__(self, hub: Hub, session: Replication, channel: Channel) -> None:
-        self._hub = hub
+        self.hub = hub
         self._log = hub.log
         self.session = session
         self.channel = channel
@@ -115,7 +116,7 @@ class Peer:
             await self._take(message)
         if data:
             await self._fetcher.take(data, self.session.now())
-        self._hub.pump()
+        self.hub.pump()
 
     async def _take(self, message: messages.Message) -> None:
         remote, server = self.remote, self._server
@@ -129,15 +130,15 @@ class Peer:
             case messages.Bitfield(start, words):
                 remote.take_bitfield(start, words)
             case messages.NoData(request_id, _reason):
-                self._hub.replicator.no_data(remote, request_id, self.session.now())
+                self.hub.replicator.no_data(remote, request_id, self.session.now())
                 self._fetcher.release_hopeless()
-                self._hub.changed()  # It may have been the last that this peer could say of the log's length.
+                self.hub.changed()  # It may have been the last that this peer could say of the log's length.
             case messages.Cancel(request_id):
                 server.cancel(request_id)
             case messages.Want():
                 server.take_want(message)
             case messages.Extension(name, payload):
-                self._hub.take_extension(self, name, payload)
+                self.hub.take_extension(self, name, payload)
             case _:
                 pass  # unwant: everything is announced anyway
 
@@ -149,7 +150,7 @@ class Peer:
             if sync.length < log.length:
                 self._sync_due = True
         if changed:
-            self._hub.changed()
+            self.hub.changed()
 
     # ---- outgoing ----
 
@@ -160,9 +161,9 @@ class Peer:
 
     def expire(self, now: float) -> None:
         """Time has passed: take back what this core's peers left unanswered."""
-        if self._hub.replicator.has_asks:
-            for remote, ask in self._hub.replicator.expire(now):
-                peer = self._hub.find_peer(remote)
+        if self.hub.replicator.has_asks:
+            for remote, ask in self.hub.replicator.expire(now):
+                peer = self.hub.find_peer(remote)
                 if peer is not None:
                     peer.cancel(ask)
                     peer.release_hopeless()
@@ -181,12 +182,17 @@ class Peer:
         remote = self.remote
         kind, start, end = change.kind, change.start, change.end
         if kind in STORING:
-            # What the peer has itself, above all what it just sent us, is no news to it.
+            # What the peer has itself, above all what it just sent us, is no news to it. What it announced on another
+            # fork does not count, and of what is appended here it can have nothing.
             missing = max(start, remote.prefix)
-            if missing < end and not (end - missing == 1 and remote.has(missing)):
+            is_known = missing >= end or (end - missing == 1 and remote.has(missing))
+            if kind == "append" or not is_known or remote.fork != change.fork:
                 self._ranges.append(messages.Range(False, start, end - start))
-        elif kind in DROPPING and start < end:
-            self._ranges.append(messages.Range(True, start, end - start))
+        elif kind in DROPPING:
+            if start < end:
+                self._ranges.append(messages.Range(True, start, end - start))
+            if kind == "truncate":
+                remote.local_truncated(start, change.fork)
         if len(self._ranges) > MOST_WAITING_RANGES:
             self._ranges = _covering(self._ranges, self._log)
         if kind in GROWING:
@@ -244,7 +250,7 @@ class Peer:
             can_upgrade=can_upgrade,
             uploading=True,
             downloading=True,
-            has_manifest=self._hub.local.has_manifest,
+            has_manifest=self.hub.local.has_manifest,
             allow_push=False,
         )
 
@@ -299,7 +305,12 @@ class Hub:
         self.sources = 0
         #: How many discoveries are still in their first round: while any is, nobody is told that there are no peers.
         self.finding = 0
+        #: Two histories were signed under the key; nothing is replicated any more.
         self.frozen = False
+        #: The log is closed, or about to be.
+        self.closed = False
+        #: The connections that replicate this core, opened or not.
+        self.sessions: set[Replication] = set()
         self.warnings: deque[str] = deque(maxlen=100)
         #: Called after anything changed that a waiter may care for.
         self.on_change: list[Callable[[LogChange | None], None]] = []
@@ -308,11 +319,20 @@ class Hub:
         log.listeners.append(self._log_changed)
 
     def close(self) -> None:
+        """Stop replicating, for good; whoever waits is told."""
+        self.closed = True
         if self._log_changed in self.log.listeners:
             self.log.listeners.remove(self._log_changed)
-        for peer in list(self.peers):
-            peer.session.close_channel(peer.channel)
-            self.detach(peer)
+        self._leave_sessions()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.frozen or self.closed
+
+    def _leave_sessions(self) -> None:
+        for session in list(self.sessions):
+            session.remove(self)
+        self.changed()
 
     # ---- peers ----
 
@@ -352,11 +372,13 @@ class Hub:
     @property
     def may_have_peers(self) -> bool:
         """Whether somebody may still deliver: a peer, a connection being opened, a discovery under way."""
-        return bool(self.peers or self.opening or self.finding)
+        return bool(self.peers or self.opening or self.finding) and not self.is_stopped
 
     @property
     def is_settled(self) -> bool:
         """Whether every peer has said all it has to say about the log's length."""
+        if self.is_stopped:
+            return True
         if self.opening or self.finding:
             return False
         return all(self.replicator.settled(each.remote) for each in self.peers)
@@ -365,9 +387,7 @@ class Hub:
         """The writer signed two histories: nothing may be replicated any more."""
         self.frozen = True
         self.warn(f"{peer} proved that two different histories were signed; replication has stopped")
-        for each in list(self.peers):
-            each.session.close_channel(each.channel)
-            self.detach(each)
+        self._leave_sessions()
 
     def _give_up(self, remote: RemotePeer, reason: str) -> None:
         peer = self._by_remote.get(remote)
@@ -390,8 +410,15 @@ class Hub:
         self.warnings.append(message)
 
     def take_extension(self, peer: Peer, name: str, payload: bytes) -> None:
-        if self.on_extension is not None:
+        if self.on_extension is None:
+            return
+        try:
             self.on_extension(peer, name, payload)
+        except Exception as error:
+            # The program's own affair; the peer and the connection are not to suffer for it.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"the extension {name!r} of a program failed", "exception": error}
+            )
 
     def _log_changed(self, change: LogChange) -> None:
         for peer in self.peers:

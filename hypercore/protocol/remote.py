@@ -183,6 +183,16 @@ class RemotePeer:
         self._absorb()
         self._rewind(start)
 
+    def local_truncated(self, start: int, fork: int) -> None:
+        """The own log lost its blocks from `start` on and is at `fork` now."""
+        if self.fork < fork and self.synced:
+            # What the peer announced from there on are other blocks.
+            self.prefix = min(self.prefix, start)
+            self.held.set_range(start, REMEMBERED_BLOCKS - start, False)
+        # Until it hears of this it believes that we hold them, and announces none of those that took their place.
+        self.forget_wants()
+        self._rewind(start)
+
     def lost(self, index: int) -> None:
         """The peer has not got block `index`, whatever it had announced."""
         self._cut_prefix(index, index + 1)

@@ -150,6 +150,33 @@ def test_a_fork_that_happened_offline_keeps_the_shared_blocks() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_a_mirror_follows_any_history_of_appends_and_truncations(seed: int) -> None:
+    async def main() -> None:
+        chance = random.Random(seed)
+        async with await writer_of(5) as writer, Hypercore("memory:", writer.key) as reader:
+            written = [b"block %d" % index for index in range(5)]
+            await link(writer, reader)
+            mirror = reader.download()
+            for step in range(25):
+                if written and step < 24 and chance.random() < 0.4:
+                    del written[chance.randrange(len(written)) :]
+                    await writer.truncate(len(written))
+                else:
+                    batch = [b"%d of step %d" % (number, step) for number in range(chance.randint(1, 9))]
+                    written += batch
+                    await writer.append(batch)
+                for _ in range(chance.randrange(12)):
+                    await asyncio.sleep(0)
+            await eventually(lambda: (reader.fork, reader.length) == (writer.fork, writer.length))
+            await eventually(lambda: reader.contiguous_length == writer.length)
+            assert [block async for block in reader.create_read_stream()] == written
+            assert await reader.tree_hash() == await writer.tree_hash()
+            mirror.destroy()
+
+    run(main())
+
+
 def test_a_cut_connection_resumes_without_downloading_again() -> None:
     async def main() -> None:
         async with await writer_of(2000) as writer, Hypercore("memory:", writer.key) as reader:
