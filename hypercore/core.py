@@ -174,11 +174,14 @@ class Hypercore:
         if self._hub is not None:
             self._hub.close()
             self._waiters.close()
-        for replication in list(self._replications):
-            await replication.aclose()
         self._events.close()
-        if self._log is not None:
-            await self._log.aclose()
+        try:
+            for replication in list(self._replications):
+                if not replication.has_cores:
+                    await replication.aclose()
+        finally:
+            if self._log is not None:
+                await self._log.aclose()
 
     async def __aenter__(self) -> Self:
         await self.ready()
@@ -473,6 +476,7 @@ class Hypercore:
                     await self._waiters.settled()
         except TimeoutError as error:
             raise WaitTimeoutError(f"the peers did not answer within {timeout} seconds") from error
+        self._check_open()
         return (log.fork, log.length) != before
 
     def download(
@@ -521,6 +525,8 @@ class Hypercore:
             raise ClosedError("the core is closed")
         if isinstance(stream, Replication):
             stream.add(hub)
+            if stream.ends_with_cores:
+                self._keep(stream)
             return stream
         if isinstance(stream, bool):
             initiator, stream = stream, None
@@ -529,11 +535,15 @@ class Hypercore:
         outside: ByteStream | None = None
         if stream is None:
             stream, outside = stream_pair()
-        replication = Replication(stream, initiator=initiator, key_pair=key_pair, outside=outside)
+        replication = Replication(stream, initiator=initiator, key_pair=key_pair, outside=outside, ends_with_cores=True)
         replication.add(hub)
+        self._keep(replication)
+        return replication
+
+    def _keep(self, replication: Replication) -> None:
+        """The connection is to be closed when the last core on it is."""
         self._replications.add(replication)
         replication.start_running().add_done_callback(lambda _task: self._replications.discard(replication))
-        return replication
 
     def register_extension(self, name: str, on_message: Callable[[bytes, Peer], None] | None = None) -> Extension:
         """Exchange the program's own messages with peers that registered the same name."""

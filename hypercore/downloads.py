@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hypercore.errors import BlockNotAvailableError
+from hypercore.errors import BlockNotAvailableError, ClosedError, WaitTimeoutError
 from hypercore.log.engine import Log, LogChange
 from hypercore.protocol.replicator import Download as Wanted
 from hypercore.replication import DROPPING, STORING, Hub
@@ -32,9 +32,9 @@ class Download:
         self._blocks = frozenset(blocks) if blocks is not None else None
         chosen = sorted(self._blocks) if self._blocks is not None else None
         self._wanted = Wanted(start, end, chosen)
-        self._start, self._end = start, end
+        self._start, self._end_block = start, end
         self._waiters: list[asyncio.Future[None]] = []
-        self._is_destroyed = False
+        self._is_destroyed = self._is_done = False
         if self._blocks is not None:
             self._want = len(self._blocks)
             self._have = sum(log.has(index) for index in self._blocks)
@@ -49,49 +49,65 @@ class Download:
     @property
     def progress(self) -> Progress:
         """Blocks here and blocks wanted; for a download without end, wanted is the length as it is known now."""
-        want = self._want if self._end is not None or self._blocks is not None else self._log.length - self._start
-        return Progress(self._have, want)
+        is_endless = self._end_block is None and self._blocks is None
+        return Progress(self._have, max(0, self._log.length - self._start) if is_endless else self._want)
 
     @property
     def is_done(self) -> bool:
-        """Whether every wanted block is here; never for a download without end."""
-        return (self._end is not None or self._blocks is not None) and self._have >= self._want
+        """Whether every wanted block has come; never for a download without end."""
+        return self._is_done
 
     async def done(self, *, timeout: float | None = None) -> None:
         """Wait until every wanted block is here.
 
         Raises `BlockNotAvailableError` when nobody is left who could deliver them and nobody is being looked for,
-        and `TimeoutError` after `timeout` seconds.
+        `ClosedError` when the core was closed, and `WaitTimeoutError` after `timeout` seconds.
         """
-        async with asyncio.timeout(timeout):
-            while not self.is_done:
-                if self._is_destroyed:
-                    raise BlockNotAvailableError("the download was destroyed before it was done")
-                if not self._hub.may_have_peers:
-                    have, want = self.progress.have, self.progress.want
-                    raise BlockNotAvailableError(
-                        f"{want - have} of {want} blocks are missing, and there is no peer and no search for one"
-                    )
-                waiter = asyncio.get_running_loop().create_future()
-                self._waiters.append(waiter)
-                try:
-                    await waiter
-                finally:
-                    if waiter in self._waiters:
-                        self._waiters.remove(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._is_done:
+                    self._check_hopeful()
+                    await self._change()
+        except TimeoutError as error:
+            raise WaitTimeoutError(f"{self._missing()} after {timeout} seconds") from error
+
+    def _check_hopeful(self) -> None:
+        if self._is_destroyed:
+            raise BlockNotAvailableError("the download was destroyed before it was done")
+        if self._hub.closed:
+            raise ClosedError("the core was closed before the download was done")
+        if not self._hub.may_have_peers:
+            raise BlockNotAvailableError(f"{self._missing()}, and there is no peer and no search for one")
+
+    def _missing(self) -> str:
+        have, want = self.progress.have, self.progress.want
+        return f"{want - have} of {want} blocks are missing"
+
+    async def _change(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
 
     def destroy(self) -> None:
         """Stop wanting these blocks. Twice is fine."""
         self._is_destroyed = True
+        self._end()
+
+    def _finish_if_done(self) -> None:
+        if (self._end_block is not None or self._blocks is not None) and self._have >= self._want:
+            self._is_done = True
+            self._end()
+
+    def _end(self) -> None:
+        """Want nothing any more, and hear of nothing."""
         self._hub.replicator.remove_download(self._wanted)
         if self._changed in self._hub.on_change:
             self._hub.on_change.remove(self._changed)
         self._wake()
-
-    def _finish_if_done(self) -> None:
-        if self.is_done:
-            self._hub.replicator.remove_download(self._wanted)
-            self._wake()
 
     def _wake(self) -> None:
         for waiter in self._waiters:
@@ -112,7 +128,7 @@ class Download:
             if self._blocks is not None:
                 self._have += sum(index in self._blocks for index in range(start, end))
             else:
-                last = end if self._end is None else min(end, self._end)
+                last = end if self._end_block is None else min(end, self._end_block)
                 self._have += max(0, last - max(start, self._start))
         self._finish_if_done()
 
@@ -120,4 +136,5 @@ class Download:
         if self._blocks is not None:
             self._have = sum(self._log.has(index) for index in self._blocks)
         else:
-            self._have = self._log.bitfield.count(self._start, self._end if self._end is not None else self._log.length)
+            end = self._log.length if self._end_block is None else self._end_block
+            self._have = self._log.bitfield.count(self._start, end)

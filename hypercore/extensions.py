@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from hypercore.errors import ClosedError, OptionError
 from hypercore.protocol.messages import Extension as ExtensionMessage
 from hypercore.replication import Hub, Peer
+
+#: As large as the largest block: a frame holds that, and a name of any sense.
+MAX_PAYLOAD_SIZE: Final = 15 * 1024 * 1024
+MAX_NAME_SIZE: Final = 1024
 
 OnMessage = Callable[[bytes, Peer], None]
 
@@ -20,7 +25,9 @@ class Extension:
         self.on_message = on_message
 
     def send(self, payload: bytes, peer: Peer) -> None:
-        """Send to one peer; a peer that did not register the name drops it."""
+        """Send to one peer; a peer that did not register the name drops it. Raises `OptionError` above 15 MiB."""
+        if len(payload) > MAX_PAYLOAD_SIZE:
+            raise OptionError(f"a message of {len(payload)} bytes; at most {MAX_PAYLOAD_SIZE} fit into a frame")
         peer.send(ExtensionMessage(self.name, payload))
 
     def broadcast(self, payload: bytes) -> None:
@@ -45,9 +52,9 @@ class Extensions:
         hub.on_extension = self._receive
 
     def register(self, name: str, on_message: OnMessage | None) -> Extension:
-        """Raises `OptionError` when the name is empty or taken."""
-        if not name:
-            raise OptionError("an extension needs a name")
+        """Raises `OptionError` when the name is empty, too long or taken."""
+        if not 0 < len(name.encode()) <= MAX_NAME_SIZE:
+            raise OptionError(f"an extension needs a name, of at most {MAX_NAME_SIZE} bytes")
         if name in self._by_name:
             raise OptionError(f"the extension {name!r} is registered already")
         extension = self._by_name[name] = Extension(self, name, on_message)

@@ -43,6 +43,8 @@ TICK_SECONDS: Final = 0.5
 OPENING_SECONDS: Final = 10.0
 #: Times that we open a channel again which the peer closed while we still want blocks.
 MOST_REOPENS: Final = 8
+#: A peer that sent so much since the last look is at work on a long answer; keepalives are far less.
+PROGRESS_BYTES: Final = 1024
 
 #: Looks up a core that a peer asks for by its discovery key.
 OnOffer = Callable[[bytes], Awaitable[Hub | None]]
@@ -54,7 +56,7 @@ class Replication:
     `initiator` is the side that speaks first; over TCP by custom the one that dialled. `key_pair` names this end of
     the connection (a fresh one otherwise); it has nothing to do with the cores' keys. `on_offer` looks up cores that
     the peer asks for and that were not added. `outside` is the other end of `stream` when its bytes are carried by
-    hand, with `receive` and `send`.
+    hand, with `receive` and `send`. `ends_with_cores`: the cores opened it, and whichever closes last closes it.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Replication:
         key_pair: KeyPair | None = None,
         on_offer: OnOffer | None = None,
         outside: ByteStream | None = None,
+        ends_with_cores: bool = False,
     ) -> None:
         self._stream = stream
+        self.ends_with_cores = ends_with_cores
         self._outside = outside
         self.is_initiator = initiator
         self._connection = Connection(
@@ -79,6 +83,10 @@ class Replication:
         self._hubs: dict[bytes, Hub] = {}
         self._peers: dict[Channel, Peer] = {}
         self._reopens: dict[bytes, int] = {}
+        #: Cores that failed here; a peer that wants to have them opened again is declined.
+        self._failed: set[bytes] = set()
+        self._turn = 0
+        self._received_bytes = 0
         self._is_open = False
         self._is_awake = True
         self._sleeper: asyncio.Future[None] | None = None
@@ -106,11 +114,11 @@ class Replication:
     def add(self, hub: Hub) -> None:
         """Replicate one more core over this connection."""
         discovery_key = hub.log.discovery_key
-        if discovery_key in self._hubs:
+        if discovery_key in self._hubs or self.is_closed or hub.is_stopped:
             return
+        self._failed.discard(discovery_key)
         self._hubs[discovery_key] = hub
-        if self.is_closed:
-            return
+        hub.sessions.add(self)
         hub.opening[self] = self.now() + OPENING_SECONDS
         if self._is_open:
             self._connection.open_channel(hub.log.key)
@@ -118,12 +126,27 @@ class Replication:
 
     def remove(self, hub: Hub) -> None:
         """Stop replicating a core over this connection."""
-        self._hubs.pop(hub.log.discovery_key, None)
-        hub.opening.pop(self, None)
+        discovery_key = hub.log.discovery_key
+        self._hubs.pop(discovery_key, None)
+        hub.sessions.discard(self)
         for channel, peer in list(self._peers.items()):
-            if channel.discovery_key == hub.log.discovery_key:
+            if channel.discovery_key == discovery_key:
                 self.close_channel(channel)
                 hub.detach(peer)
+        hub.opening_ended(self)
+
+    @property
+    def has_cores(self) -> bool:
+        """Whether any core is replicated over this connection."""
+        return bool(self._hubs)
+
+    def drop(self, hub: Hub, error: HypercoreError) -> None:
+        """A core failed on our side; its peer and the other cores of the connection cannot help it."""
+        if self._hubs.get(hub.log.discovery_key) is hub:
+            self._failed.add(hub.log.discovery_key)
+            if not hub.is_stopped:
+                hub.warn(f"replication with {self.remote_address} has stopped: {error}")
+            self.remove(hub)
 
     async def opened(self) -> None:
         """Return when the handshake is done; raise what ended the connection if it never was."""
@@ -204,8 +227,7 @@ class Replication:
             if isinstance(error, HypercoreError):
                 self.fail(error)
             elif error is not None:
-                self._loop.call_exception_handler({"message": "a replication task failed", "exception": error})
-                self.fail(ProtocolError(f"an internal error: {error!r}"))
+                self._fault(error)
 
     def close_channel(self, channel: Channel) -> None:
         """Close one core's channel."""
@@ -221,6 +243,11 @@ class Replication:
             self.is_closed = True
             self.start(self._stream.aclose())
 
+    def _fault(self, error: BaseException) -> None:
+        """A fault of ours: this connection ends, the process and the other peers go on, and it is not hidden."""
+        self._loop.call_exception_handler({"message": "a replication failed", "exception": error})
+        self.fail(ProtocolError(f"an internal error: {error!r}"))
+
     # ---- the two tasks ----
 
     async def _run_quietly(self) -> None:
@@ -230,9 +257,7 @@ class Replication:
             if self.error is None and not (self.is_closed and isinstance(error, StreamClosedError)):
                 self.error = error
         except Exception as error:
-            # A fault of ours: this connection ends, the process and the other peers go on, and it is not hidden.
-            self._loop.call_exception_handler({"message": "a replication failed", "exception": error})
-            self.error = ProtocolError(f"an internal error: {error!r}")
+            self._fault(error)
         finally:
             self.is_closed = True
             await self._clean_up()
@@ -246,17 +271,13 @@ class Replication:
             self._ticker.cancel()
             writer.cancel()
             await asyncio.wait([writer])
-            if not writer.cancelled() and (error := writer.exception()) is not None and self.error is None:
-                if not isinstance(error, HypercoreError):
-                    raise error
-                if not (self.is_closed and isinstance(error, StreamClosedError)):
-                    self.error = error
 
     async def _clean_up(self) -> None:
         for channel, peer in list(self._peers.items()):
             self._peers.pop(channel)
             self._hubs[channel.discovery_key].detach(peer)
         for hub in self._hubs.values():
+            hub.sessions.discard(self)
             hub.opening_ended(self)
         await self._stream.aclose()
         for task in list(self._background):
@@ -275,7 +296,11 @@ class Replication:
         except ProtocolError as error:
             self.fail(error)
             return
+        is_sending = self._received_bytes >= PROGRESS_BYTES
+        self._received_bytes = 0
         for peer in list(self._peers.values()):
+            if is_sending:
+                peer.remote.answered_at = now  # A long answer is on its way.
             peer.expire(now)
         for hub in self._hubs.values():
             if hub.opening.get(self, now) < now:
@@ -286,6 +311,7 @@ class Replication:
         connection, receive = self._connection, self._stream.receive
         while True:
             data = await receive()
+            self._received_bytes += len(data)
             try:
                 if data:
                     connection.receive_data(data)
@@ -319,8 +345,14 @@ class Replication:
         return finished
 
     async def _hand_over(self, channel: Channel | None, batch: list[Message]) -> None:
-        if channel is not None and batch and (peer := self._peers.get(channel)) is not None:
+        if channel is None or not batch or (peer := self._peers.get(channel)) is None:
+            return
+        try:
             await peer.receive(batch)
+        except ProtocolError:
+            raise
+        except HypercoreError as error:
+            self.drop(peer.hub, error)
 
     async def _take_event(self, event: Event) -> bool:
         match event:
@@ -347,17 +379,18 @@ class Replication:
 
     async def _channel_offered(self, discovery_key: bytes) -> None:
         hub = self._hubs.get(discovery_key)
-        if hub is None and self._on_offer is not None:
+        if hub is None and self._on_offer is not None and discovery_key not in self._failed:
             hub = await self._on_offer(discovery_key)
-        if hub is None or hub.frozen:
+        if hub is None or hub.is_stopped:
             self._connection.reject(discovery_key)
         else:
             self._hubs[discovery_key] = hub
+            hub.sessions.add(self)
             self._connection.open_channel(hub.log.key)
 
     def _channel_opened(self, channel: Channel) -> None:
         hub = self._hubs.get(channel.discovery_key)
-        if hub is None or hub.frozen:
+        if hub is None or hub.is_stopped:
             channel.close()
         else:
             self._peers[channel] = hub.attach(self, channel)
@@ -369,8 +402,9 @@ class Replication:
             return
         hub.detach(peer)
         reopens = self._reopens.get(channel.discovery_key, 0)
-        if hub.replicator.is_wanting and not hub.frozen and reopens < MOST_REOPENS:
+        if hub.replicator.is_wanting and not hub.is_stopped and reopens < MOST_REOPENS:
             self._reopens[channel.discovery_key] = reopens + 1
+            hub.opening[self] = self.now() + OPENING_SECONDS
             self._connection.open_channel(hub.log.key)
 
     async def _write(self) -> None:
@@ -381,10 +415,7 @@ class Replication:
                     self._sleeper = self._loop.create_future()
                     await self._sleeper
                 self._is_awake = False
-                more = False
-                for peer in list(self._peers.values()):
-                    more |= await peer.produce()
-                if more:
+                if await self._produce():
                     self._is_awake = True
                 data = connection.data_to_send()
                 if data:
@@ -394,7 +425,25 @@ class Replication:
         except HypercoreError as error:
             # The reader waits on the stream and would not notice.
             self.fail(error)
-            raise
+        except Exception as error:
+            self._fault(error)
+
+    async def _produce(self) -> bool:
+        """Let the cores queue what they have to say; whether any of them has more."""
+        peers = list(self._peers.values())
+        if len(peers) > 1:
+            # Whoever comes first may fill all that is sent ahead, so they take turns.
+            self._turn = (self._turn + 1) % len(peers)
+            peers = peers[self._turn :] + peers[: self._turn]
+        more = False
+        for peer in peers:
+            try:
+                more |= await peer.produce()
+            except ProtocolError:
+                raise
+            except HypercoreError as error:
+                self.drop(peer.hub, error)
+        return more
 
     async def _flush(self) -> None:
         data = self._connection.data_to_send()

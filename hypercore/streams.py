@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
-from hypercore.errors import BlockIndexError, BlockNotAvailableError
+from hypercore.errors import BlockIndexError, BlockNotAvailableError, ClosedError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,9 +38,11 @@ async def read_blocks(
                 if not live and stop is None:
                     return
                 if not await core.wait_for_length(index + 1, live=live):
-                    return
+                    if live:
+                        return
+                    raise ClosedError(f"the core was closed before block {index} was read")
             try:
-                yield await core.get(index)
+                yield await core.get(index, wait=True if live else None)
             except BlockNotAvailableError:
                 # The peer left before the block came; following live, the next one may have it.
                 if not live or not await core.wait_for_peers():
