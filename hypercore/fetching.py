@@ -145,6 +145,7 @@ class Fetcher:
         """Store what holds; what builds on hashes that are not here yet is given back."""
         replicator, remote = self._hub.replicator, self._remote
         waiting: list[tuple[Ask, Proof]] = []
+        wrong: VerificationError | None = None
         errors = await self._log.apply([proof for _, proof in taken])
         for (ask, proof), error in zip(taken, errors, strict=True):
             if error is None:
@@ -153,8 +154,11 @@ class Fetcher:
                 waiting.append((ask, proof))
             else:
                 replicator.wrong(remote, ask)
-                if not isinstance(error, StaleProofError):
-                    self.distrust(str(error))
+                # A peer that has gone on to another fork made this answer in the midst of that.
+                if not isinstance(error, StaleProofError) and ask.request.fork == remote.fork:
+                    wrong = error
+        if wrong is not None:
+            self.distrust(str(wrong))  # Once: what it sent before it could hear of this is no further offence.
         return waiting
 
     def _stored(self, ask: Ask, proof: Proof) -> None:
@@ -225,14 +229,15 @@ class Fetcher:
             while (request := reorg.next_request()) is not None:
                 answer = await self._demand(request)
                 if answer is None:
-                    break
+                    break  # What is known to be shared by now is kept.
                 await reorg.receive(self._log, answer)
             await self._log.commit_reorg(reorg)
             followed = True
         except (VerificationError, DecodeError) as error:
-            self.distrust(str(error))
+            if self._remote.fork == proof.fork:
+                self.distrust(str(error))
         finally:
-            hub.replicator.forked(self._remote, followed=followed)
+            hub.replicator.forked(self._remote, proof.fork, followed=followed)
             hub.changed()  # Whoever waits for the length to settle was told of it while this was still going on.
             hub.pump()
 

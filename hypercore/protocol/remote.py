@@ -135,6 +135,9 @@ class RemotePeer:
         changed = not self.synced or sync.fork != self.fork or sync.length != self.length
         if sync.fork != self.fork:
             self.forget_wants()
+            self.refused_forks.clear()
+            # An answer that was made while the peer truncated its log may be wrong through no fault of its own.
+            self.paused = False
         self.fork = sync.fork
         self.length = sync.length
         self.acked_length = sync.remote_length if sync.fork == local_fork else 0

@@ -226,12 +226,16 @@ class Replicator:
         """The peer proved that its tree is ours."""
         peer.paused = False
 
-    def forked(self, peer: RemotePeer, *, followed: bool) -> None:
-        """The reorg begun with this peer has ended."""
+    def forked(self, peer: RemotePeer, fork: int, *, followed: bool) -> None:
+        """The reorg to `fork` begun with this peer has ended."""
         if self._forking is peer:
             self._forking = None
-        if not followed:
-            peer.refused_forks.add(peer.fork)
+        if followed:
+            # The writer's signature shows that the log was truncated; wrong answers until then are explained by that.
+            peer.strikes = peer.conflict_checks = 0
+            peer.paused = False
+        else:
+            peer.refused_forks.add(fork)
 
     # ---- what to ask ----
 

@@ -204,6 +204,47 @@ def test_a_peer_that_goes_on_lying_is_given_up() -> None:
     assert len(reasons) == 1
 
 
+def test_wrong_answers_are_forgiven_when_the_writer_truncated_meanwhile() -> None:
+    peer = peer_with(10)
+    local, replicator = set_up(10, peer)
+    reasons: list[str] = []
+    replicator.on_give_up = lambda _peer, reason: reasons.append(reason)
+    for fork in range(1, 2 * MOST_STRIKES):
+        replicator.distrust(peer, "computed half before and half after a truncation")
+        peer.take_sync(messages.Sync(fork, 5, 0, False, True, True, True, False), local_fork=fork - 1)
+        (ask,) = replicator.next_asks(peer, 0.0)
+        assert ask.kind is AskKind.FORK
+        replicator.answered(peer, messages.Data(ask.id, Proof(fork, upgrade=UpgradeProof(0, 5, (), (), b""))), 0.0)
+        replicator.forked(peer, fork, followed=True)
+        local.fork, local.length = fork, 5
+    assert not reasons
+
+
+def test_a_peer_that_only_claims_forks_is_given_up_all_the_same() -> None:
+    peer = peer_with(10)
+    _, replicator = set_up(10, peer)
+    reasons: list[str] = []
+    replicator.on_give_up = lambda _peer, reason: reasons.append(reason)
+    for fork in range(1, MOST_STRIKES + 1):
+        assert not reasons
+        replicator.distrust(peer, "a lie")
+        peer.take_sync(messages.Sync(fork, 5, 0, False, True, True, True, False), local_fork=0)
+        replicator.forked(peer, fork, followed=False)
+    assert len(reasons) == 1
+    assert len(peer.refused_forks) == 1
+
+
+def test_a_fork_that_could_not_be_followed_does_not_keep_from_the_next() -> None:
+    peer = peer_with(5, fork=1)
+    _, replicator = set_up(10, peer)
+    (ask,) = replicator.next_asks(peer, 0.0)
+    replicator.answered(peer, messages.Data(ask.id, Proof(1, upgrade=UpgradeProof(0, 5, (), (), b""))), 0.0)
+    peer.take_sync(messages.Sync(2, 4, 0, False, True, True, True, False), local_fork=0)
+    replicator.forked(peer, 1, followed=False)
+    (again,) = replicator.next_asks(peer, 0.0)
+    assert again.request.fork == 2
+
+
 def test_a_higher_fork_is_asked_for_from_nothing_and_a_lower_one_never() -> None:
     higher, lower = peer_with(5, fork=2), peer_with(50, fork=0)
     local, replicator = set_up(10, higher, lower)
@@ -214,7 +255,7 @@ def test_a_higher_fork_is_asked_for_from_nothing_and_a_lower_one_never() -> None
     assert replicator.next_asks(higher, 0.0) == []
     assert replicator.next_asks(lower, 0.0) == []
     replicator.answered(higher, messages.Data(ask.id, Proof(2, upgrade=UpgradeProof(0, 5, (), (), b""))), 0.0)
-    replicator.forked(higher, followed=False)
+    replicator.forked(higher, 2, followed=False)
     assert replicator.next_asks(higher, 0.0) == [], "a fork that could not be followed is not tried for ever"
 
 
