@@ -312,9 +312,13 @@ class Commits:
         await self.storage.aclose()
 
 
-@types.coroutine
-def _resume(begun: Coroutine[Any, Any, T], waited: Any) -> Generator[Any, Any, T]:
+async def _resume(begun: Coroutine[Any, Any, T], waited: Any) -> T:
     """Go on with a coroutine that has begun already and waits for `waited`."""
+    return await _steps(begun, waited)
+
+
+@types.coroutine
+def _steps(begun: Coroutine[Any, Any, T], waited: Any) -> Generator[Any, Any, T]:
     try:
         while True:
             try:

@@ -27,7 +27,8 @@ from hypercore.log.tree_file import (
 )
 from hypercore.proofs import Node
 
-#: With 24 KiB a page this is 6 MB at most, and 65,536 blocks are found without reading or hashing nodes again.
+#: With 24 KiB a page this is 6 MB at most, and 65,536 blocks are found without reading or hashing nodes again. It
+#: has to be more than the pages on one way up, which are 53 at most.
 MAX_PAGES: Final = 256
 #: About 5 MB at most. When it is full the lowest nodes go: they are the most, and the quickest to check again.
 MAX_UPPER: Final = 16384

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from hypercore.crypto import BLAKE2B
 from hypercore.log import flat_tree, tree
 from hypercore.log.merkle import append_blocks
@@ -181,21 +183,23 @@ def test_a_read_that_a_cut_overtakes_brings_back_nothing_of_the_other_fork() -> 
     run(scenario())
 
 
-def test_memory_stays_bounded_and_answers_stay_right() -> None:
+def test_memory_stays_bounded_and_answers_stay_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "MAX_PAGES", 16)
+    monkeypatch.setattr(tree, "MAX_UPPER", 16)
+
     async def scenario() -> None:
-        old_pages, old_upper = tree.MAX_PAGES, tree.MAX_UPPER
-        tree.MAX_PAGES, tree.MAX_UPPER = 3, 8  # type: ignore[misc]
-        try:
-            store = store_on(Disk({"tree": file_of(NODES)}).storage())
-            for index in (*NODES, *reversed(NODES)):
-                assert await store.locate(index) == (OFFSETS[flat_tree.left_span(index) // 2], NODES[index])
-                assert len(store._pages) <= 6
-                assert len(store._upper) <= 40
-            # More pages than may stay are wanted at once.
-            indexes = list(range(0, 4000, 500))
-            assert await store.nodes(indexes) == [NODES[index] for index in indexes]
-        finally:
-            tree.MAX_PAGES, tree.MAX_UPPER = old_pages, old_upper  # type: ignore[misc]
+        roots, created = append_blocks((), 0, [b"x"] * 20_000, BLAKE2B)
+        nodes = {node.index: node for node in created}
+        data = file_of(nodes)
+        store = NodeStore(TreeFile(Disk({"tree": data}).storage(), len(data)), BLAKE2B)
+        store.set_roots(roots, 20_000)
+        for index in (*range(0, 40_000, 97), *range(39_998, 0, -97), 16383, 255):
+            assert await store.locate(index) == (flat_tree.left_span(index) // 2, nodes[index])
+            assert len(store._pages) <= 16
+            assert len(store._upper) <= 40
+        # More pages are wanted at once than may stay.
+        indexes = list(range(0, 40_000, 500))
+        assert await store.nodes(indexes) == [nodes[index] for index in indexes]
 
     run(scenario())
 
