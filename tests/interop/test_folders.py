@@ -201,7 +201,6 @@ def test_the_same_history_makes_the_same_bytes(seed: int, tmp_path: Path) -> Non
                 model = model.after(action)
                 differing = sorted(name for name, _ in folder_bytes(ours).items() ^ folder_bytes(its).items())
                 assert not differing, f"seed {seed}, after action {number}, {action}"
-            assert model.length > 10
             await log.aclose()
 
     run(main())

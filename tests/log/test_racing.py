@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from random import Random
 
 import pytest
 
+from hypercore.errors import BlockIndexError, BlockNotAvailableError, ProofRequestError
+from hypercore.log import commits, tree
 from hypercore.log.engine import Log
+from hypercore.log.proof import verify_proof
+from hypercore.proofs import BlockRequest, ProofRequest, UpgradeRequest
 from hypercore.storage import RandomAccess, Storage
 from hypercore.testing.wrappers import Step, WrappedStorage
-from tests.histories import Action, Append, Clear, Flush, Model, SetUserData, Truncate, difference, perform, view_of
+from hypercore_memory import MemoryStorage
+from tests.histories import (
+    Action,
+    Append,
+    Clear,
+    Flush,
+    Model,
+    SetUserData,
+    Truncate,
+    difference,
+    perform,
+    random_engine_action,
+    view_of,
+)
 from tests.log.logs import KEY_PAIR, Disk
 from tests.running import run
 
@@ -68,5 +87,68 @@ def test_a_read_that_was_overtaken_gives_what_was_there_or_is_and_spoils_nothing
         assert await reading in (FIRST.blocks[3], model.view.blocks[3])
         assert not difference(await view_of(log), model)
         assert log.contiguous_length == model.contiguous_length
+
+    run(scenario())
+
+
+class WanderingStorage(WrappedStorage):
+    """Every operation takes some turns of the loop, a few of them many, before it happens and after."""
+
+    def __init__(self, inner: Storage, random: Random) -> None:
+        super().__init__(inner)
+        self._random = random
+
+    async def perform(self, step: Step, file: RandomAccess | None) -> bytes:
+        await self._wander()
+        result = await super().perform(step, file)
+        await self._wander()
+        return result
+
+    async def _wander(self) -> None:
+        for _ in range(self._random.choice([0, 0, 1, 2, 30])):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_readers_never_see_damage_while_the_log_changes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "CHECKPOINT_ENTRY_BYTES", 2000)
+    monkeypatch.setattr(tree, "MAX_PAGES", 1)
+
+    async def scenario() -> None:
+        random = Random(seed)
+        log = await Log.open(WanderingStorage(MemoryStorage(), random), key_pair=KEY_PAIR)
+        model = Model((b"first",))
+        await log.append(model.blocks)
+        ever = {0: {b"first", None}}
+        changing = True
+
+        async def read() -> None:
+            while changing:
+                await asyncio.sleep(0)
+                index = random.randrange(log.length + 1)
+                with contextlib.suppress(BlockIndexError):
+                    assert await log.get(index) in ever[index], f"seed {seed}, block {index}"
+
+        async def prove() -> None:
+            while changing:
+                await asyncio.sleep(0)
+                index, fork = random.randrange(log.length + 1), log.fork
+                request = ProofRequest(fork, block=BlockRequest(index, 0), upgrade=UpgradeRequest(0, log.length))
+                with contextlib.suppress(BlockNotAvailableError, ProofRequestError):
+                    proof = await log.prove(request)
+                    verify_proof(proof, length=0, fork=fork, roots=(), authority=log.authority)
+
+        readers = [asyncio.create_task(work()) for work in (read, read, prove)]
+        for number in range(40):
+            action = random_engine_action(random, model)
+            after = model.after(action)
+            for index, block in enumerate(after.blocks):
+                ever.setdefault(index, {None}).add(block)
+            await perform(log, action)
+            model = after
+            assert not difference(await view_of(log), model), f"seed {seed}, action {number}, {action}"
+        changing = False
+        await asyncio.gather(*readers)
+        await log.aclose()
 
     run(scenario())
