@@ -16,9 +16,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from hypercore.errors import (
+    ClosedError,
     DecodeError,
     HypercoreError,
     StaleProofError,
+    StorageError,
     UnanchoredProofError,
     VerificationError,
 )
@@ -111,6 +113,9 @@ class Fetcher:
                 if data.request_id == 0:
                     await self._take_conflict(data.proof, asked=False)
                 continue
+            if data.proof.fork != ask.request.fork:
+                replicator.refused(remote, ask)
+                continue
             match ask.kind:
                 case AskKind.CONFLICT:
                     await self._take_conflict(data.proof, asked=True)
@@ -124,11 +129,14 @@ class Fetcher:
                         self._cancel_duplicates(ask)
         if taken:
             await self._store(taken)
+        else:
+            self.release_hopeless()
 
     def _cancel_duplicates(self, ask: Ask) -> None:
         for other, theirs in self._hub.replicator.duplicates(ask, self._remote):
             if (slower := self._hub.find_peer(other)) is not None:
                 slower.cancel(theirs)
+                slower.release_hopeless()
 
     async def _store(self, taken: list[tuple[Ask, Proof]]) -> None:
         waiting = taken + self._held_back
@@ -168,6 +176,8 @@ class Fetcher:
             remote.bytes_received += len(block.value)
         elif ask.kind is AskKind.BLOCK:
             replicator.refused(remote, ask)
+        elif ask.index >= 0:
+            replicator.wrong(remote, ask)  # The upgrade came without the block that was to travel with it.
         if ask.kind is AskKind.UPGRADE and proof.upgrade is None:
             replicator.refused(remote, ask)
             self._hub.changed()
@@ -193,6 +203,12 @@ class Fetcher:
                 self._hub.replicator.wrong(self._remote, ask)
         self._held_back = kept
 
+    def give_back(self) -> None:
+        """The peer is gone: what was held back has to come from another one."""
+        held_back, self._held_back = self._held_back, []
+        for ask, _ in held_back:
+            self._hub.replicator.wrong(self._remote, ask)
+
     def distrust(self, reason: str) -> None:
         """The peer gave a wrong answer."""
         self._hub.replicator.distrust(self._remote, reason)
@@ -210,7 +226,7 @@ class Fetcher:
         except HypercoreError:
             return
         if conflict:
-            self._hub.freeze(self._peer)
+            await self._hub.freeze(self._peer)
         elif asked:
             self._hub.replicator.cleared(self._remote)
 
@@ -223,21 +239,27 @@ class Fetcher:
             self._peer.session.start(self._reorg(proof))
 
     async def _reorg(self, proof: Proof) -> None:
-        hub, followed = self._hub, False
+        hub, remote, followed = self._hub, self._remote, False
         try:
             reorg = await self._log.begin_reorg(proof)
             while (request := reorg.next_request()) is not None:
                 answer = await self._demand(request)
                 if answer is None:
+                    if remote.fork != proof.fork or self._peer not in hub.peers:
+                        return  # It cannot say more of this fork, and another peer, or its next fork, saves more.
                     break  # What is known to be shared by now is kept.
                 await reorg.receive(self._log, answer)
             await self._log.commit_reorg(reorg)
             followed = True
+        except StaleProofError:
+            pass  # The log went on to a fork as new meanwhile.
         except (VerificationError, DecodeError) as error:
-            if self._remote.fork == proof.fork:
+            if remote.fork == proof.fork:
                 self.distrust(str(error))
+        except (StorageError, ClosedError) as error:
+            self._peer.session.drop(hub, error)
         finally:
-            hub.replicator.forked(self._remote, proof.fork, followed=followed)
+            hub.replicator.forked(remote, proof.fork, followed=followed)
             hub.changed()  # Whoever waits for the length to settle was told of it while this was still going on.
             hub.pump()
 
@@ -250,5 +272,5 @@ class Fetcher:
                 waiter.set_result(answer)
 
         self._hub.replicator.add_demand(Demand(request, done, self._remote))
-        self._hub.pump()
+        self._peer.session.wake()
         return await waiter

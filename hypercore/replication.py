@@ -17,6 +17,7 @@ from hypercore.errors import (
 )
 from hypercore.fetching import Fetcher
 from hypercore.log.engine import Log, LogChange
+from hypercore.proofs import ProofRequest, UpgradeRequest
 from hypercore.protocol import messages
 from hypercore.protocol.connection import Channel
 from hypercore.protocol.remote import WANT_REGION_BLOCKS, Ask, RemotePeer
@@ -38,8 +39,10 @@ SEND_AHEAD_BYTES: Final = 1024 * 1024
 #: messages in it (up to five times as much when they are nothing but tree nodes), its scattered blocks (8 MiB), and
 #: what is sent ahead. An honest peer costs a few hundred KiB.
 PEER_MEMORY_BYTES: Final = 128 * 1024 * 1024
-#: Announcements that wait to be sent before they are replaced by one that covers them all.
+#: Announcements that wait to be sent before they are replaced by what covers them all.
 MOST_WAITING_RANGES: Final = 256
+#: A program's messages may wait to be sent up to this many bytes; a peer that is further behind does not read.
+MOST_WAITING_BYTES: Final = 32 * 1024 * 1024
 
 
 class Peer:
@@ -56,6 +59,9 @@ class Peer:
         self._server = Server(hub.log, channel.send, hub.warn)
         self._ranges: list[messages.Range] = []
         self._outbox: list[messages.Message] = []
+        self._outbox_bytes = 0
+        #: One of the two trees has changed since it was looked at how they relate.
+        self._trees_changed = True
         self._sync_due = True
         self._last_sync: messages.Sync | None = None
         contiguous = hub.log.contiguous_length
@@ -116,13 +122,15 @@ class Peer:
             await self._take(message)
         if data:
             await self._fetcher.take(data, self.session.now())
-        self.hub.pump()
+        if self.hub.replicator.is_stirred:
+            self.hub.pump()
 
     async def _take(self, message: messages.Message) -> None:
         remote, server = self.remote, self._server
         match message:
             case messages.Request():
-                server.take_request(message)
+                if not server.take_request(message) and self.session.waiting_bytes > SEND_AHEAD_BYTES:
+                    raise ProtocolError("the peer floods requests and does not read the answers")
             case messages.Sync():
                 await self._take_sync(message)
             case messages.Range(drop, start, length):
@@ -145,10 +153,9 @@ class Peer:
     async def _take_sync(self, sync: messages.Sync) -> None:
         log, remote = self._log, self.remote
         changed = remote.take_sync(sync, local_fork=log.fork)
-        if sync.fork == log.fork:
-            remote.provable = remote.length >= log.length or await log.can_upgrade_from(remote.length)
-            if sync.length < log.length:
-                self._sync_due = True
+        self._trees_changed = True
+        if sync.fork == log.fork and sync.length < log.length:
+            self._sync_due = True
         if changed:
             self.hub.changed()
 
@@ -162,19 +169,30 @@ class Peer:
     def expire(self, now: float) -> None:
         """Time has passed: take back what this core's peers left unanswered."""
         if self.hub.replicator.has_asks:
-            for remote, ask in self.hub.replicator.expire(now):
+            expired = self.hub.replicator.expire(now)
+            for remote, ask in expired:
                 peer = self.hub.find_peer(remote)
                 if peer is not None:
                     peer.cancel(ask)
                     peer.release_hopeless()
+            if expired:
+                self.hub.changed()
+                self.hub.pump()
 
     def release_hopeless(self) -> None:
         """Requests of this peer are over without an answer."""
         self._fetcher.release_hopeless()
 
-    def send(self, message: messages.Message) -> None:
-        """Queue a message (an extension's) for the peer."""
+    def give_back(self) -> None:
+        """The peer is gone."""
+        self._fetcher.give_back()
+
+    def send(self, message: messages.Extension) -> None:
+        """Queue a program's message for the peer, which loses its connection when it does not read."""
         self._outbox.append(message)
+        self._outbox_bytes += len(message.payload)
+        if self._outbox_bytes + self.session.waiting_bytes > MOST_WAITING_BYTES:
+            self.session.fail(ProtocolError("the peer does not read what it is sent"))
         self.session.wake()
 
     def take_change(self, change: LogChange) -> None:
@@ -194,10 +212,27 @@ class Peer:
             if kind == "truncate":
                 remote.local_truncated(start, change.fork)
         if len(self._ranges) > MOST_WAITING_RANGES:
-            self._ranges = _covering(self._ranges, self._log)
+            self._shorten_ranges()
         if kind in GROWING:
-            self._sync_due = True
-        self.session.wake()
+            self._sync_due = self._trees_changed = True
+        elif kind == "blocks" and self._is_behind and change.fork == remote.fork:
+            self._sync_due = True  # The blocks may have brought what the peer lacks to follow.
+        if self._ranges or self._sync_due:
+            self.session.wake()
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the peer is shorter, and was told that we cannot show it the way."""
+        last = self._last_sync
+        return last is not None and not last.can_upgrade and self.remote.length < last.length
+
+    def _shorten_ranges(self) -> None:
+        """Tell of the regions that changed what is held in them now, as if the peer had asked."""
+        log, ranges = self._log, self._ranges
+        top = max(each.start + each.length for each in ranges)
+        self._ranges = [messages.Range(True, log.length, top - log.length)] if top > log.length else []
+        for each in ranges:
+            self._server.tell(each.start, min(each.start + each.length, log.length))
 
     async def produce(self) -> bool:
         """Queue what is due on the channel, up to the send-ahead bound; whether more is waiting."""
@@ -207,9 +242,12 @@ class Peer:
         for message in self._outbox:
             send(message)
         self._outbox.clear()
+        self._outbox_bytes = 0
         for region in self.remote.wants_to_send:
             send(messages.Want(region * WANT_REGION_BLOCKS, WANT_REGION_BLOCKS))
         self.remote.wants_to_send.clear()
+        if self._trees_changed:
+            await self._compare_trees()
         await self._fetcher.ask(send, session.now())
         server = self._server
         while server.has_work and session.waiting_bytes < SEND_AHEAD_BYTES:
@@ -232,6 +270,11 @@ class Peer:
         if first:
             for message in ranges:
                 send(message)
+
+    async def _compare_trees(self) -> None:
+        self._trees_changed = False
+        log, remote = self._log, self.remote
+        remote.provable = remote.length >= log.length or await log.can_upgrade_from(remote.length)
 
     async def _compose_sync(self) -> messages.Sync:
         log, remote = self._log, self.remote
@@ -355,6 +398,7 @@ class Hub:
             return
         self.peers.remove(peer)
         self.replicator.remove_peer(peer.remote)
+        peer.give_back()
         del self._by_remote[peer.remote]
         for tell in self.on_peer:
             tell(peer, False)
@@ -372,7 +416,11 @@ class Hub:
     @property
     def may_have_peers(self) -> bool:
         """Whether somebody may still deliver: a peer, a connection being opened, a discovery under way."""
-        return bool(self.peers or self.opening or self.finding) and not self.is_stopped
+        if self.is_stopped:
+            return False
+        return bool(self.opening or self.finding) or any(
+            self.replicator.may_deliver(each.remote) for each in self.peers
+        )
 
     @property
     def is_settled(self) -> bool:
@@ -383,9 +431,18 @@ class Hub:
             return False
         return all(self.replicator.settled(each.remote) for each in self.peers)
 
-    def freeze(self, peer: Peer) -> None:
-        """The writer signed two histories: nothing may be replicated any more."""
+    async def freeze(self, peer: Peer) -> None:
+        """The writer signed two histories: nothing may be replicated any more.
+
+        Every peer is shown our history before its channel closes, so that it can find out as well.
+        """
+        if self.is_stopped:
+            return
+        log = self.log
+        ours = await log.prove(ProofRequest(log.fork, upgrade=UpgradeRequest(0, log.length), manifest=True))
         self.frozen = True
+        for each in self.peers:
+            each.channel.send(messages.Data(0, ours))
         self.warn(f"{peer} proved that two different histories were signed; replication has stopped")
         self._leave_sessions()
 
@@ -399,6 +456,7 @@ class Hub:
 
     def pump(self) -> None:
         """Let every connection look for something to ask or say."""
+        self.replicator.is_stirred = False
         for peer in self.peers:
             peer.session.wake()
 
@@ -424,15 +482,3 @@ class Hub:
         for peer in self.peers:
             peer.take_change(change)
         self.changed(change)
-
-
-def _covering(ranges: list[messages.Range], log: Log) -> list[messages.Range]:
-    """Fewer announcements that say no less: all drops, then what is held now in whole runs."""
-    drops = [each for each in ranges if each.drop]
-    start = min((each.start for each in ranges if not each.drop), default=0)
-    runs = []
-    for first, count in log.bitfield.runs(start, log.length):
-        runs.append(messages.Range(False, first, count))
-        if len(runs) >= MOST_WAITING_RANGES // 2:
-            break
-    return drops[-MOST_WAITING_RANGES // 2 :] + runs

@@ -41,6 +41,8 @@ class Server:
         self._urgent: dict[int, messages.Request] = {}
         self._normal: dict[int, messages.Request] = {}
         self._wants: dict[tuple[int, int, bool], None] = {}
+        #: The request that an answer is being made for, unless it was cancelled.
+        self._answering: messages.Request | None = None
         self._invalid_requests = 0
         self.blocks_sent = 0
         self.bytes_sent = 0
@@ -49,24 +51,32 @@ class Server:
     def has_work(self) -> bool:
         return bool(self._normal or self._urgent or self._wants)
 
-    def take_request(self, request: messages.Request) -> None:
-        """Queue a request. One with the id of a request that waits takes its place."""
+    def take_request(self, request: messages.Request) -> bool:
+        """Queue a request, in the place of one with its id that waits; False when too many wait already."""
         self.cancel(request.id)
         if len(self._urgent) + len(self._normal) >= MOST_WAITING_REQUESTS:
             self._send(messages.NoData(request.id, REASON_NOT_AVAILABLE))
-            return
+            return False
         queue = self._urgent if request.priority else self._normal
         queue[request.id] = request
+        return True
 
     def cancel(self, request_id: int) -> None:
         """Forget a request; one that was answered already or never came is nobody's fault."""
         self._urgent.pop(request_id, None)
         self._normal.pop(request_id, None)
+        if self._answering is not None and self._answering.id == request_id:
+            self._answering = None
 
     def take_want(self, want: messages.Want) -> None:
         """Queue the question what is held in a region."""
         if len(self._wants) < MOST_WAITING_WANTS:
             self._wants[want.start, want.length, want.any] = None
+
+    def tell(self, start: int, end: int) -> None:
+        """Answer unasked what is held in the regions of [start, end)."""
+        for region in range(start // WANT_REGION_BLOCKS, -(-end // WANT_REGION_BLOCKS)):
+            self._wants[region * WANT_REGION_BLOCKS, WANT_REGION_BLOCKS, False] = None
 
     async def answer_one(self) -> None:
         """Answer what waits first."""
@@ -79,33 +89,42 @@ class Server:
             await self._answer(queue.pop(next(iter(queue))))
 
     async def _answer(self, request: messages.Request) -> None:
-        send = self._send
+        self._answering = request
         try:
-            proof = await self._log.prove(request.proof)
+            answer = await self._prove(request)
+        finally:
+            wanted, self._answering = self._answering is request, None
+        if not wanted:
+            return
+        for message in answer:
+            self._send(message)
+            if type(message) is messages.Data and message.proof.block is not None:
+                self.blocks_sent += 1
+                self.bytes_sent += len(message.proof.block.value)
+
+    async def _prove(self, request: messages.Request) -> tuple[messages.Message, ...]:
+        try:
+            return (messages.Data(request.id, await self._log.prove(request.proof)),)
         except BlockNotAvailableError:
-            self._not_available(request)
+            return self._refusal(request)
         except CorruptError as error:
             self._warn(f"block {error.index} is damaged here and was not served: {error}")
-            self._not_available(request)
+            return self._refusal(request)
         except ProofNotHeldError:
-            self._not_available(request, REASON_INVALID_REQUEST)
+            return self._refusal(request, REASON_INVALID_REQUEST)
         except ProofRequestError as error:
             self._invalid_requests += 1
             if self._invalid_requests >= MOST_INVALID_REQUESTS:
                 raise ProtocolError(f"{self._invalid_requests} requests that nobody can answer: {error}") from error
-            send(messages.NoData(request.id, REASON_INVALID_REQUEST))
-        else:
-            send(messages.Data(request.id, proof))
-            if proof.block is not None:
-                self.blocks_sent += 1
-                self.bytes_sent += len(proof.block.value)
+            return (messages.NoData(request.id, REASON_INVALID_REQUEST),)
 
-    def _not_available(self, request: messages.Request, reason: int = REASON_NOT_AVAILABLE) -> None:
+    def _refusal(self, request: messages.Request, reason: int = REASON_NOT_AVAILABLE) -> tuple[messages.Message, ...]:
+        refusal = messages.NoData(request.id, reason)
         block = request.proof.block
-        if block is not None and request.proof.fork == self._log.fork:
-            # The peer believes that it can have the block; without the drop it would ask again at once.
-            self._send(messages.Range(True, block.index, 1))
-        self._send(messages.NoData(request.id, reason))
+        if block is None or request.proof.fork != self._log.fork:
+            return (refusal,)
+        # The peer believes that it can have the block; without the drop it would ask again at once.
+        return messages.Range(True, block.index, 1), refusal
 
     def _answer_want(self, start: int, length: int, any_: bool) -> None:
         log, send = self._log, self._send

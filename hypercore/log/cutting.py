@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from hypercore.errors import BlockIndexError, BlockNotAvailableError, OptionError, VerificationError
+from hypercore.errors import BlockIndexError, BlockNotAvailableError, OptionError, StaleProofError
 from hypercore.log import oplog
 from hypercore.log.commits import Commits
 from hypercore.log.oplog import BitRange, Entry, TreeUpgrade
@@ -55,7 +55,7 @@ async def follow(commits: Commits, reorg: Reorg) -> None:
     await commits.certain()
     state, verified, upgrade = commits.state, reorg.verified, reorg.upgrade
     if reorg.generation != commits.generation or verified.fork <= state.fork:
-        raise VerificationError(f"the log went to fork {state.fork} while fork {verified.fork} was looked at")
+        raise StaleProofError(f"the log went to fork {state.fork} while fork {verified.fork} was looked at")
     nodes = await reorg.nodes(state.tree)
     state.learn(verified.authority)
     entry = TreeUpgrade(verified.fork, reorg.ancestors, upgrade.length, upgrade.signature)

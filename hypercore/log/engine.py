@@ -22,6 +22,7 @@ from hypercore.errors import (
     HypercoreError,
     OptionError,
     OutOfBoundsError,
+    StaleProofError,
     StorageMissingError,
     VerificationError,
 )
@@ -410,9 +411,12 @@ class Log:
 
         Raises `VerificationError` when the proof itself does not hold.
         """
-        state = self._commits.state
+        state, generation = self._commits.state, self._commits.generation
         verified = proof.verify_fork_proof(candidate, authority=state.authority)
-        return await proof.proves_conflict(state.tree, verified, length=state.length)
+        if verified.fork != state.fork:
+            return False  # A truncated log has every right to another history.
+        conflict = await proof.proves_conflict(state.tree, verified, length=state.length)
+        return conflict and generation == self._commits.generation
 
     # ---- changing ------------------------------------------------------------------------------------
 
@@ -436,12 +440,12 @@ class Log:
         """Start to follow another fork, proved from nothing by `candidate` (wire spec, section 5.10).
 
         Ask a peer for `next_request()` of the result until it is None, `receive` the answers with this log as their
-        source, then `commit_reorg`. Raises `VerificationError`.
+        source, then `commit_reorg`. Raises `VerificationError`, and `StaleProofError` for a fork that is not newer.
         """
         state, generation = self._commits.state, self._commits.generation
         verified = proof.verify_fork_proof(candidate, authority=state.authority)
         if verified.fork <= state.fork:
-            raise VerificationError(f"fork {verified.fork} is not newer than ours, {state.fork}")
+            raise StaleProofError(f"fork {verified.fork} is not newer than ours, {state.fork}")
         reorg = await Reorg.begin(state.tree, verified, length=state.length)
         reorg.generation = generation
         return reorg
@@ -449,7 +453,7 @@ class Log:
     async def commit_reorg(self, reorg: Reorg) -> None:
         """Become the other fork: keep the common blocks, drop the rest.
 
-        Raises `VerificationError` when this log moved to another fork since `begin_reorg`.
+        Raises `StaleProofError` when this log moved to another fork since `begin_reorg`.
         """
         self._commits.check_changeable()
         await self._commits.exclusively(cutting.follow(self._commits, reorg))

@@ -7,6 +7,7 @@ It never reads storage, verifies nothing and sends nothing; the session above do
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -14,7 +15,7 @@ from typing import Final, Protocol
 from hypercore.bitfield import Bitfield
 from hypercore.proofs import BlockRequest, Proof, ProofRequest, UpgradeRequest
 from hypercore.protocol import messages
-from hypercore.protocol.remote import Ask, AskKind, Demand, RemotePeer
+from hypercore.protocol.remote import WANT_REGION_BLOCKS, Ask, AskKind, Demand, RemotePeer
 
 #: Requests in flight at one peer. The lower bound keeps the pipe full when blocks are large, the upper one is what
 #: other implementations hold over their fastest transport.
@@ -77,6 +78,8 @@ class Replicator:
         self._asked: dict[int, list[RemotePeer]] = {}
         self._upgrading: RemotePeer | None = None
         self._forking: RemotePeer | None = None
+        #: Something became free to be asked of any peer; whoever wakes the peers takes this back.
+        self.is_stirred = False
         #: Called when a peer is given up, with the reason.
         self.on_give_up: Callable[[RemotePeer, str], None] | None = None
 
@@ -106,7 +109,29 @@ class Replicator:
             peer.cursors.pop(download, None)
 
     def add_demand(self, demand: Demand) -> None:
-        self._demands.append(demand)
+        """Ask for a proof. When the peers are known to be of no help `demand.done` is called before this returns."""
+        if demand.peer is not None or self.peers:
+            self._offer(demand)
+        else:
+            self._demands.append(demand)
+
+    def _offer(self, demand: Demand) -> None:
+        if any(self._may_answer(peer, demand) for peer in self.peers):
+            self._demands.insert(0, demand)
+            self.is_stirred = True
+        else:
+            demand.done(demand.peer, None)
+
+    def _may_answer(self, peer: RemotePeer, demand: Demand) -> bool:
+        """Whether the peer can be asked for this now or, since it has not said a word yet, perhaps soon."""
+        request = demand.request
+        if peer.paused or peer in demand.tried or (demand.peer is not None and demand.peer is not peer):
+            return False
+        if demand.peer is not None or not peer.synced:
+            return True
+        upgrade = request.upgrade
+        end = self._local.length if upgrade is None else upgrade.start + upgrade.length
+        return peer.fork == request.fork and peer.length >= end and (request.seek is None or peer.seeks)
 
     def remove_demand(self, demand: Demand) -> None:
         if demand in self._demands:
@@ -129,13 +154,22 @@ class Replicator:
                 self.refused(peer, ask)
         if self._forking is peer:
             self._forking = None
+        self._end_demands(peer)
+        self.is_stirred = True
+
+    def _end_demands(self, peer: RemotePeer) -> None:
+        """Nothing that only this peer could show will come."""
         for demand in [each for each in self._demands if each.peer is peer]:
             self._demands.remove(demand)
             demand.done(None, None)
 
+    def may_deliver(self, peer: RemotePeer) -> bool:
+        """Whether anything can still come from this peer: it is trusted, or has a chance to clear itself."""
+        return not peer.paused or bool(peer.asks) or self._may_clear_itself(peer)
+
     def settled(self, peer: RemotePeer) -> bool:
         """Whether nothing more can be learned of the log's length from this peer right now."""
-        if peer.paused:
+        if peer.paused or (peer.synced and not peer.uploading):
             return True
         if not peer.synced or peer is self._forking:
             return False
@@ -177,9 +211,10 @@ class Replicator:
     def refused(self, peer: RemotePeer, ask: Ask) -> None:
         """An ask came to nothing: it was answered with noData, or with an answer that lacks the part asked for."""
         self._requeue(ask)
-        if ask.index >= 0 and ask.kind is AskKind.BLOCK:
+        has_gone_on = ask.request.fork != peer.fork
+        if ask.index >= 0 and not has_gone_on:
             peer.lost(ask.index)
-        if ask.kind is AskKind.UPGRADE:
+        elif ask.kind is AskKind.UPGRADE and not has_gone_on:
             # Until the peer says something new it cannot prove the way.
             peer.can_upgrade = False
         if ask.kind is AskKind.MANIFEST:
@@ -189,10 +224,7 @@ class Replicator:
             self._forking = None
         if ask.demand is not None:
             ask.demand.tried.add(peer)
-            if ask.demand.peer is peer or all(each in ask.demand.tried for each in self.peers):
-                ask.demand.done(peer, None)
-            else:
-                self._demands.insert(0, ask.demand)
+            self._offer(ask.demand)
 
     def duplicates(self, ask: Ask, peer: RemotePeer) -> Iterator[tuple[RemotePeer, Ask]]:
         """The asks of other peers that an answer to `ask` made pointless; they are closed."""
@@ -213,6 +245,7 @@ class Replicator:
         for ask in list(peer.asks.values()):
             self._release(peer, ask)
             self.wrong(peer, ask)
+        self._end_demands(peer)
         if peer.strikes >= MOST_STRIKES and self.on_give_up is not None:
             self.on_give_up(peer, reason)
 
@@ -230,6 +263,7 @@ class Replicator:
         """The reorg to `fork` begun with this peer has ended."""
         if self._forking is peer:
             self._forking = None
+        self.is_stirred = True
         if followed:
             # The writer's signature shows that the log was truncated; wrong answers until then are explained by that.
             peer.strikes = peer.conflict_checks = 0
@@ -327,41 +361,53 @@ class Replicator:
         return chosen
 
     def _from_download(self, download: Download, peer: RemotePeer, limit: int, room: int, chosen: list[int]) -> None:
-        have, asked = self._local.bitfield, self._asked
-        if download.blocks is not None:
-            for index in download.blocks:
-                if len(chosen) >= room:
-                    return
-                if index < limit and index not in asked and not have.get(index):
-                    if peer.has(index):
-                        chosen.append(index)
-                        asked[index] = []
-                    else:
-                        peer.want(index)
-            return
-        end = limit if download.end is None else min(limit, download.end)
         cursor = max(download.start, peer.cursors.get(download, 0))
+        if download.blocks is not None:
+            cursor = self._from_list(download.blocks, cursor, peer, limit, room, chosen)
+        else:
+            end = limit if download.end is None else min(limit, download.end)
+            cursor = self._from_range(cursor, end, peer, room, chosen)
+        peer.cursors[download] = cursor
+
+    def _from_list(
+        self, blocks: list[int], cursor: int, peer: RemotePeer, limit: int, room: int, chosen: list[int]
+    ) -> int:
+        """Choose from the wanted blocks, which are in order, from `cursor` on; where to go on next time."""
+        have, asked = self._local.bitfield, self._asked
+        for position in range(bisect_left(blocks, cursor), len(blocks)):
+            index = blocks[position]
+            if index >= limit or len(chosen) >= room:
+                return index
+            if index in asked or have.get(index):
+                continue
+            if peer.has(index):
+                chosen.append(index)
+                asked[index] = []
+            else:
+                peer.want(index)
+        return limit
+
+    def _from_range(self, cursor: int, end: int, peer: RemotePeer, room: int, chosen: list[int]) -> int:
+        """Choose missing blocks of [cursor, end) that the peer has; where to go on next time."""
+        have, asked = self._local.bitfield, self._asked
         while len(chosen) < room:
             missing = have.first_unset(cursor, end)
             if missing is None:
-                cursor = end
-                break
+                return end
             if missing in asked:
                 cursor = missing + 1
                 continue
-            held = peer.first_held(missing, end)
+            # Region by region, because of each that is not known to be held the peer is asked once.
+            region_end = min(end, (missing // WANT_REGION_BLOCKS + 1) * WANT_REGION_BLOCKS)
+            held = peer.first_held(missing, region_end)
             if held != missing:
                 peer.want(missing)
-            if held is None:
-                cursor = end
-                break
-            if held == missing:
+                cursor = region_end if held is None else held
+            else:
                 chosen.append(missing)
                 asked[missing] = []
                 cursor = missing + 1
-            else:
-                cursor = held
-        peer.cursors[download] = cursor
+        return cursor
 
     def _hot_swaps(self, peer: RemotePeer, limit: int, room: int, now: float, chosen: list[int]) -> None:
         # This peer is idle; the blocks that others are slow with are asked of it too, and the slower one is cancelled.
@@ -445,27 +491,23 @@ class Replicator:
 
     def _ask_for_demands(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
         for demand in list(self._demands):
-            if demand.peer is not None and demand.peer is not peer:
-                continue
-            if demand.peer is None:
-                needed = demand.request.upgrade
-                end = needed.start + needed.length if needed is not None else self._local.length
-                if peer in demand.tried or peer.length < end or (demand.request.seek is not None and not peer.seeks):
-                    continue
-            self._demands.remove(demand)
-            asks.append(self._ask(peer, AskKind.DEMAND, demand.request, now, demand))
+            if self._may_answer(peer, demand):
+                self._demands.remove(demand)
+                asks.append(self._ask(peer, AskKind.DEMAND, demand.request, now, demand))
 
     def _ask_for_conflict(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
-        length = min(peer.length, self._local.length)
-        if peer.conflict_checks >= MOST_CONFLICT_CHECKS or 0 in peer.asks or not length:
-            return
-        if peer.fork != self._local.fork:
+        if 0 in peer.asks or not self._may_clear_itself(peer):
             return
         peer.conflict_checks += 1
-        request = ProofRequest(peer.fork, upgrade=UpgradeRequest(0, length))
+        request = ProofRequest(peer.fork, upgrade=UpgradeRequest(0, min(peer.length, self._local.length)))
         ask = Ask(0, AskKind.CONFLICT, request, asked_at=now)
         peer.asks[0] = ask
         asks.append(ask)
+
+    def _may_clear_itself(self, peer: RemotePeer) -> bool:
+        local = self._local
+        has_checks_left = peer.conflict_checks < MOST_CONFLICT_CHECKS
+        return has_checks_left and peer.fork == local.fork and peer.length > 0 and local.length > 0
 
     def _release(self, peer: RemotePeer, ask: Ask) -> None:
         peer.asks.pop(ask.id, None)
@@ -478,12 +520,14 @@ class Replicator:
                     del self._asked[ask.index]
         if ask.kind is AskKind.UPGRADE and self._upgrading is peer:
             self._upgrading = None
+            self.is_stirred = True
 
     def _requeue(self, ask: Ask) -> None:
         # The block must be found again, by every peer's cursor.
         index = ask.index
         if index < 0:
             return
+        self.is_stirred = True
         if index in self._gets and index not in self._asked:
             self._idle_gets[index] = None
         for peer in self.peers:
@@ -498,9 +542,10 @@ class UnaskedPartError(Exception):
 
 def _fits(proof: Proof, request: ProofRequest) -> bool:
     """Whether every part of the answer was asked for; a part that is missing is tolerated."""
-    if proof.fork != request.fork:
-        return False
     block, hash_, seek, upgrade = proof.block, proof.hash, proof.seek, proof.upgrade
+    if proof.fork != request.fork:
+        # Nothing but a manifest is sent to whom asks for another fork.
+        return proof == Proof(proof.fork, manifest=proof.manifest) and request.manifest
     if block is not None and (request.block is None or block.index != request.block.index):
         return False
     if hash_ is not None and (request.hash is None or hash_.index != request.hash.index):
