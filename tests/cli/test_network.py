@@ -348,7 +348,7 @@ def test_follow_ends_when_nobody_reads_it_any_more(program: tuple[str, ...]) -> 
 
 
 def test_a_copy_onto_itself_is_refused(tmp_path: Path) -> None:
-    new_log(tmp_path / "log", [b"one"])
+    new_log(tmp_path / "log", ["one"])
     result = hypercore("copy", tmp_path / "log", tmp_path / "log")
     assert result.code == 1
     assert "both the source and the destination" in result.errors
