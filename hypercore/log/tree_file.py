@@ -85,7 +85,8 @@ class TreeFile:
         """`overlay`, `blanks` and `floor` are what replaying the log gave (disk spec, section 4.2)."""
         self._storage = storage
         self._file: RandomAccess | None = None
-        self._size = file_size
+        #: Bytes that may be read: behind a cut nothing counts, and a checkpoint may cut the file there at any time.
+        self._size = file_size if floor is None else min(file_size, max(0, 2 * floor - 1) * NODE_SIZE)
         #: Nodes that are in the log but not yet in the file.
         self.overlay: dict[int, Node] = dict(overlay or {})
         self._blanks = blanks
