@@ -136,7 +136,8 @@ class RemotePeer:
         if sync.fork != self.fork:
             self.forget_wants()
             self.refused_forks.clear()
-            # An answer that was made while the peer truncated its log may be wrong through no fault of its own.
+        if changed:
+            # A wrong answer may have been made in the midst of a change; one that goes on is given up all the same.
             self.paused = False
         self.fork = sync.fork
         self.length = sync.length
@@ -194,7 +195,6 @@ class RemotePeer:
             self.held.set_range(start, REMEMBERED_BLOCKS - start, False)
         # Until it hears of this it believes that we hold them, and announces none of those that took their place.
         self.forget_wants()
-        self._rewind(start)
 
     def lost(self, index: int) -> None:
         """The peer has not got block `index`, whatever it had announced."""
@@ -234,3 +234,5 @@ class RemotePeer:
         """Ask again: what was said before may be stale (wire spec, pitfall 1)."""
         self.wanted.clear()
         self.wants_to_send.clear()
+        # The cursors passed over the blocks that these wants were about.
+        self._rewind(0)

@@ -276,6 +276,32 @@ def test_a_region_is_wanted_once_and_again_after_a_fork() -> None:
     assert len(replicator.next_asks(peer, 0.0)) == 10
 
 
+def test_a_want_that_a_fork_overtook_is_sent_again_by_a_download_too() -> None:
+    peer = peer_with(10, holds=3)
+    local, replicator = set_up(10, peer)
+    replicator.add_download(Download(0, None))
+    assert indexes(replicator.next_asks(peer, 0.0)) == [0, 1, 2]
+    assert peer.wants_to_send == [0]
+    local.fork = 1
+    peer.take_sync(messages.Sync(1, 10, 10, True, True, True, True, False), local_fork=1)
+    assert peer.wants_to_send == []
+    replicator.next_asks(peer, 0.0)
+    assert peer.wants_to_send == [0]
+
+
+def test_a_peer_is_asked_again_after_a_wrong_answer_when_it_has_news() -> None:
+    peer = peer_with(10)
+    _, replicator = set_up(10, peer)
+    replicator.want_block(3)
+    replicator.distrust(peer, "wrong")
+    for ask in replicator.next_asks(peer, 0.0):
+        assert ask.kind is AskKind.CONFLICT
+    peer.take_sync(messages.Sync(0, 10, 10, True, True, True, True, False), local_fork=0)
+    assert peer.paused, "what it has said before is no news"
+    peer.take_sync(messages.Sync(0, 11, 10, True, True, True, True, False), local_fork=0)
+    assert 3 in indexes(replicator.next_asks(peer, 0.0))
+
+
 def test_a_demand_goes_to_one_peer_after_the_other_and_fails_when_none_can() -> None:
     one, two = peer_with(10), peer_with(10)
     _, replicator = set_up(10, one, two)
