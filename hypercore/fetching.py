@@ -226,7 +226,7 @@ class Fetcher:
         except HypercoreError:
             return
         if conflict:
-            await self._hub.freeze(self._peer)
+            await self._hub.freeze(self._peer, proof.upgrade.length)
         elif asked:
             self._hub.replicator.cleared(self._remote)
 

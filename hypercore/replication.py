@@ -431,15 +431,17 @@ class Hub:
             return False
         return all(self.replicator.settled(each.remote) for each in self.peers)
 
-    async def freeze(self, peer: Peer) -> None:
+    async def freeze(self, peer: Peer, length: int) -> None:
         """The writer signed two histories: nothing may be replicated any more.
 
-        Every peer is shown our history before its channel closes, so that it can find out as well.
+        Every peer is shown our history of `length` blocks before its channel closes, so that it can find out as well.
         """
         if self.is_stopped:
             return
         log = self.log
-        ours = await log.prove(ProofRequest(log.fork, upgrade=UpgradeRequest(0, log.length), manifest=True))
+        ours = await log.prove(
+            ProofRequest(log.fork, upgrade=UpgradeRequest(0, min(length, log.length)), manifest=True)
+        )
         self.frozen = True
         for each in self.peers:
             each.channel.send(messages.Data(0, ours))
