@@ -205,7 +205,7 @@ class Peer:
             missing = max(start, remote.prefix)
             is_known = missing >= end or (end - missing == 1 and remote.has(missing))
             if kind == "append" or not is_known or remote.fork != change.fork:
-                self._ranges.append(messages.Range(False, start, end - start))
+                self._tell_of(start, end)
         elif kind in DROPPING:
             if start < end:
                 self._ranges.append(messages.Range(True, start, end - start))
@@ -219,6 +219,16 @@ class Peer:
             self._sync_due = True  # The blocks may have brought what the peer lacks to follow.
         if self._ranges or self._sync_due:
             self.session.wake()
+
+    def _tell_of(self, start: int, end: int) -> None:
+        ranges, contiguous = self._ranges, self._log.contiguous_length
+        if contiguous >= end:
+            # All of it at once, and once for many blocks. And a reader on hypercore 11 which drops blocks while it follows
+            # a fork forgets that we hold those that took their place, unless it is told again from block 0 on.
+            start, end = 0, contiguous
+            if ranges and not ranges[-1].drop and ranges[-1].start == 0:
+                ranges.pop()
+        ranges.append(messages.Range(False, start, end - start))
 
     @property
     def _is_behind(self) -> bool:

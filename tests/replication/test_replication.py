@@ -13,7 +13,9 @@ from hypercore.crypto import KeyPair
 from hypercore.errors import BlockIndexError, BlockNotAvailableError, ClosedError, ProofNotHeldError, WaitTimeoutError
 from hypercore.events import Appended, Downloaded, PeerAdded, PeerRemoved, Truncated
 from hypercore.proofs import Proof, ProofRequest
+from hypercore.protocol.messages import Range
 from hypercore.replication import Peer
+from tests.replication.hostile import Stranger
 from tests.replication.links import Link, eventually, link
 from tests.running import run
 
@@ -440,5 +442,23 @@ def test_two_histories_under_one_key_stop_replication() -> None:
                 assert reader.length == 3
                 assert await reader.get(1) == b"b"
                 assert any("two different histories" in warning for warning in (await reader.info()).warnings)
+
+    run(main())
+
+
+def test_a_log_without_gaps_is_announced_from_block_0_on_and_one_with_gaps_by_what_came() -> None:
+    async def main() -> None:
+        async with await writer_of(3) as writer:
+            reader = await Stranger(writer).opened()
+            await eventually(lambda: Range(False, 0, 3) in reader.inbox)
+            reader.inbox.clear()
+            for index in range(3, 6):
+                await writer.append(f"block {index}")
+            await eventually(lambda: Range(False, 0, 6) in reader.inbox)
+            assert all(each.start == 0 for each in reader.inbox if isinstance(each, Range))
+            await writer.clear(4)
+            await writer.append(["block 6", "block 7"])
+            await eventually(lambda: Range(False, 6, 2) in reader.inbox)
+            await reader.close()
 
     run(main())
