@@ -19,14 +19,14 @@ demo: $(INSTALLED) ## a writer and a reader, two processes, over TCP
 	@$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) ## the tests that need nothing but Python
-	@$(BIN)/python -m pytest -q -m "not interop"
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not interop"
 
 check: $(INSTALLED) ## what must hold before a change lands: style, types, floors, tests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest -q -m "not interop"
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not interop"
 
 format: $(INSTALLED) ## rewrite the code in the house style
 	@$(BIN)/ruff check --fix
