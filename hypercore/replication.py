@@ -368,12 +368,15 @@ class Hub:
         #: Called after anything changed that a waiter may care for.
         self.on_change: list[Callable[[LogChange | None], None]] = []
         self.on_peer: list[Callable[[Peer, bool], None]] = []
+        self.on_close: list[Callable[[Hub], None]] = []
         self.on_extension: Callable[[Peer, str, bytes], None] | None = None
         log.listeners.append(self._log_changed)
 
     def close(self) -> None:
         """Stop replicating, for good; whoever waits is told."""
         self.closed = True
+        for tell in list(self.on_close):
+            tell(self)
         if self._log_changed in self.log.listeners:
             self.log.listeners.remove(self._log_changed)
         self._leave_sessions()

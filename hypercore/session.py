@@ -108,6 +108,11 @@ class Replication:
         return self._connection.remote_public_key or b""
 
     @property
+    def handshake_hash(self) -> bytes:
+        """64 bytes that both ends of this connection know and no other connection has; empty before the handshake."""
+        return self._connection.handshake_hash or b""
+
+    @property
     def remote_address(self) -> str:
         return self._stream.remote_address
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from hypercore.crypto import KeyPair
-from hypercore.errors import ClosedError, HypercoreError, TransportError
+from hypercore.errors import ClosedError, ConnectError, HypercoreError
 from hypercore.plugins import open_transport
 from hypercore.replication import Hub
 from hypercore.session import Replication
@@ -60,9 +60,11 @@ class Swarm:
         self._replications: set[Replication] = set()
         self._by_remote: dict[bytes, Replication] = {}
         self._hubs: dict[bytes, Hub] = {}
+        #: Topics that peers may ask for, those that they are asked for, and those whose cores wait for the first round.
         self._served: set[bytes] = set()
-        self._finding: dict[bytes, int] = {}
-        self._first_dials = 0
+        self._sought: set[bytes] = set()
+        self._finding: set[bytes] = set()
+        self._first_dials = len(self._peer_addresses)
         self._flushed = asyncio.Event()
         self._started = False
         self._destroyed = False
@@ -72,25 +74,32 @@ class Swarm:
     # ---- life ----
 
     async def start(self) -> None:
-        """Listen and begin to dial; `async with` does it. Raises `TransportError` when an address is not to be had."""
-        if self._destroyed:
-            raise ClosedError("the swarm is destroyed")
+        """Listen and begin to dial; `async with` does it.
+
+        Raises `TransportError` when an address is not to be had, and `OptionError` for one that no plugin knows.
+        """
+        self._check_open()
         if self._started:
             return
         self._started = True
         try:
+            for address in self._peer_addresses:
+                self._transport(address)
             for address in self._listen_addresses:
-                listener = await self._transport(address).listen(address)
-                self._listeners.append(listener)
+                self._listeners.append(await self._transport(address).listen(address))
+                self._check_open()
         except BaseException:
             await self.destroy()
             raise
         for listener in self._listeners:
             self._spawn(self._accept(listener))
-        self._first_dials = len(self._peer_addresses)
-        self._end_first_round()
         for address in self._peer_addresses:
             self._spawn(self._keep_dialling(address))
+        self._end_first_round()
+
+    def _check_open(self) -> None:
+        if self._destroyed:
+            raise ClosedError("the swarm is destroyed")
 
     async def destroy(self) -> None:
         """Close everything. Twice is fine."""
@@ -102,8 +111,7 @@ class Swarm:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for replication in replications:
-            await replication.aclose()
+        await asyncio.gather(*(replication.aclose() for replication in replications))
         for hub in list(self._hubs.values()):
             self._leave(hub)
         for transport in self._transports.values():
@@ -123,25 +131,28 @@ class Swarm:
     # ---- cores ----
 
     def join(self, core: Hypercore, *, server: bool = True, client: bool = True) -> None:
-        """Replicate `core` over every connection, present and future; the core must be open.
+        """Replicate `core` over every connection, present and future, until it closes; the core must be open.
 
         `server` accepts it from peers that ask for it, `client` asks peers for it. Until the first round of dialling
         is over the core's `update` and `get` hold on.
         """
-        if self._destroyed:
-            raise ClosedError("the swarm is destroyed")
+        self._check_open()
         hub = core.hub
+        if hub.closed:
+            raise ClosedError("the core is closed")
         topic = core.discovery_key
         if topic in self._hubs:
             return
         self._hubs[topic] = hub
         hub.sources += 1
+        hub.on_close.append(self._leave)
         if server:
             self._served.add(topic)
         if client:
+            self._sought.add(topic)
             if self._first_dials:
                 hub.finding += 1
-                self._finding[topic] = 1
+                self._finding.add(topic)
             for replication in self._replications:
                 replication.add(hub)
 
@@ -157,9 +168,13 @@ class Swarm:
         topic = hub.log.discovery_key
         if self._hubs.pop(topic, None) is None:
             return
+        hub.on_close.remove(self._leave)
         self._served.discard(topic)
+        self._sought.discard(topic)
         hub.sources -= 1
-        hub.finding -= self._finding.pop(topic, 0)
+        if topic in self._finding:
+            self._finding.discard(topic)
+            hub.finding -= 1
         hub.changed()
 
     # ---- what is going on ----
@@ -179,7 +194,9 @@ class Swarm:
         return [each for each in self._replications if each.remote_public_key and not each.is_closed]
 
     async def flush(self) -> None:
-        """Return when every address was dialled once, with or without success."""
+        """Return when every address was dialled once, with or without success. Starts the swarm if need be."""
+        if not self._destroyed:
+            await self.start()
         await self._flushed.wait()
 
     # ---- work ----
@@ -203,49 +220,55 @@ class Swarm:
             self._run(stream, initiator=False)
 
     async def _keep_dialling(self, address: str) -> None:
-        transport = self._transport(address)
         wait_seconds = FIRST_RETRY_SECONDS
-        is_first = True
         loop = asyncio.get_running_loop()
-        while not self._destroyed:
+        try:
+            replication = await self._dial(address)
+        finally:
+            self._first_dials -= 1
+            self._end_first_round()
+        while True:
             began = loop.time()
-            try:
-                replication = self._run(await transport.connect(address), initiator=True)
-            except TransportError as error:
-                self.dial_errors[address] = error
-                replication = None
-            if replication is not None:
-                try:
-                    await replication.opened()
-                    self.dial_errors.pop(address, None)
-                except HypercoreError as error:
-                    self.dial_errors[address] = error
-            if is_first:
-                is_first = False
-                self._first_dials -= 1
-                self._end_first_round()
             if replication is not None:
                 await replication.wait_closed()
+                remote = replication.remote_public_key
+                if remote == self.public_key:
+                    self.dial_errors[address] = ConnectError(f"{address} is this very program")
+                    return
+                if (kept := self._by_remote.get(remote)) is not None:
+                    await kept.wait_closed()  # The peer is connected already, by another way.
                 if loop.time() - began > GOOD_CONNECTION_SECONDS:
                     wait_seconds = FIRST_RETRY_SECONDS
             await asyncio.sleep(wait_seconds * random.uniform(0.5, 1.5))
             wait_seconds = min(2 * wait_seconds, LAST_RETRY_SECONDS)
+            replication = await self._dial(address)
+
+    async def _dial(self, address: str) -> Replication | None:
+        """A connection whose handshake is done; None, and the reason in `dial_errors`, when there is none."""
+        try:
+            replication = self._run(await self._transport(address).connect(address), initiator=True)
+            await replication.opened()
+        except HypercoreError as error:
+            self.dial_errors[address] = error
+            return None
+        self.dial_errors.pop(address, None)
+        return replication
 
     def _end_first_round(self) -> None:
         if self._first_dials > 0:
             return
         self._flushed.set()
-        for topic, count in self._finding.items():
+        for topic in self._finding:
             hub = self._hubs[topic]
-            hub.finding -= count
+            hub.finding -= 1
             hub.changed()
         self._finding.clear()
 
     def _run(self, stream: ByteStream, *, initiator: bool) -> Replication:
         replication = Replication(stream, initiator=initiator, key_pair=self._key_pair, on_offer=self._offered)
         self._replications.add(replication)
-        for hub in self._hubs.values():
-            replication.add(hub)
+        for topic in self._sought:
+            replication.add(self._hubs[topic])
         replication.start_running()
         self._spawn(self._watch(replication))
         return replication
@@ -264,17 +287,22 @@ class Swarm:
                 del self._by_remote[remote]
 
     async def _keep_one(self, replication: Replication) -> None:
-        """Of two connections to one peer both sides keep the one that the smaller public key dialled."""
+        """Of two connections to one peer both sides keep the same: the one that the smaller public key dialled.
+
+        When one side dialled both, by two addresses, the handshakes decide.
+        """
         remote = replication.remote_public_key
         if remote == self.public_key:
             await replication.aclose()
             return
+
+        def rank(each: Replication) -> tuple[bool, bytes]:
+            return each.is_initiator == (self.public_key < remote), each.handshake_hash
+
         other = self._by_remote.get(remote)
         if other is None or other.is_closed:
             self._by_remote[remote] = replication
-            return
-        we_are_smaller = self.public_key < remote
-        if replication.is_initiator == we_are_smaller and other.is_initiator != we_are_smaller:
+        elif rank(replication) > rank(other):
             self._by_remote[remote] = replication
             await other.aclose()
         else:

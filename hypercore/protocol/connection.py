@@ -126,6 +126,11 @@ class Connection:
         """The peer's 32-byte static key; None before `HandshakeDone`."""
         return self._stream.remote_public_key
 
+    @property
+    def handshake_hash(self) -> bytes | None:
+        """64 bytes that only the two ends of this connection know; None before `HandshakeDone`."""
+        return self._stream.handshake_hash
+
     # ---- channels ----
 
     @property
