@@ -223,8 +223,8 @@ class Peer:
     def _tell_of(self, start: int, end: int) -> None:
         ranges, contiguous = self._ranges, self._log.contiguous_length
         if contiguous >= end:
-            # All of it at once, and once for many blocks. And a reader on hypercore 11 which drops blocks to follow a fork
-            # forgets that we hold those that took their place, unless it is told again from block 0 on.
+            # All of it at once, and once for many blocks. And a reader on hypercore 11 that drops blocks to follow a
+            # fork forgets that we hold those which took their place, unless it is told again from block 0 on.
             start, end = 0, contiguous
             if ranges and not ranges[-1].drop and ranges[-1].start == 0:
                 ranges.pop()
