@@ -18,6 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from hypercore.core import Hypercore
 from hypercore.plugins import open_transport
 from hypercore.session import Replication
@@ -56,12 +58,16 @@ class Setting:
 
 ROLES = tuple(Role(dials, initiates) for dials in (True, False) for initiates in (True, False))
 SETTINGS = tuple(Setting(major, compat, role) for major in (10, 11) for compat in (False, True) for role in ROLES)
-#: For what the roles and keys cannot matter to: each of them once with each Node.
-FEW_SETTINGS = tuple(
-    Setting(major, compat, role)
-    for major in (10, 11)
-    for compat, role in ((False, Role(True, True)), (True, Role(False, False)))
+#: Each Node, each kind of key and each pair of roles, but not each with each: for what is not about these.
+FEW_SETTINGS = (
+    Setting(10, False, Role(True, True)),
+    Setting(10, True, Role(False, False)),
+    Setting(11, False, Role(False, True)),
+    Setting(11, True, Role(True, False)),
 )
+
+all_settings = pytest.mark.parametrize("setting", SETTINGS, ids=str)
+few_settings = pytest.mark.parametrize("setting", FEW_SETTINGS, ids=str)
 
 
 def blocks(start: int, end: int, size: int) -> list[bytes]:
@@ -71,6 +77,15 @@ def blocks(start: int, end: int, size: int) -> list[bytes]:
 
 def digest(contents: Iterable[bytes]) -> str:
     return sha256(b"".join(contents)).hexdigest()
+
+
+async def contents(core: Hypercore) -> list[bytes]:
+    return [block async for block in core.create_read_stream()]
+
+
+async def clone_whole(reader: Hypercore) -> None:
+    await reader.update()
+    await reader.download(0, reader.length).done()
 
 
 class Nodes:
@@ -134,6 +149,12 @@ async def open_in(peer: NodePeer, name: str, **options: Any) -> NodeCore:
     return NodeCore(peer, name, await peer.command("open", core=name, **options))
 
 
+async def node_clones_whole(reader: NodeCore, length: int) -> str:
+    """Downloads all of it and gives its digest."""
+    await reader.command("wait", length=length)
+    return str((await reader.command("download"))["sha256"])
+
+
 class Stage:
     """One test's connections and cores, gone when the test ends."""
 
@@ -176,7 +197,7 @@ class Stage:
 
     def core(self, key: bytes | None = None, *, storage: str = "memory:", **options: Any) -> Hypercore:
         """A core of ours: a clone with `key`, else a writer."""
-        core = Hypercore(storage, key, **({"compat": self.compat} if key is None else {}), **options)
+        core = Hypercore(storage, key, compat=self.compat if key is None else False, **options)
         self._ours[id(core)] = core
         return core
 

@@ -7,32 +7,21 @@ from random import Random
 
 import pytest
 
-from hypercore.core import Hypercore
 from hypercore.testing import FlakyStream
-from tests.interop.stage import FEW_SETTINGS, SETTINGS, NodeCore, Stage, blocks, digest
-from tests.replication.links import eventually
+from tests.interop.stage import (
+    Stage,
+    all_settings,
+    blocks,
+    clone_whole,
+    contents,
+    digest,
+    few_settings,
+    node_clones_whole,
+)
 
 pytestmark = pytest.mark.interop
 
 LARGEST_BLOCK_SIZE = 15 * 1024 * 1024
-
-all_settings = pytest.mark.parametrize("setting", SETTINGS, ids=str)
-few_settings = pytest.mark.parametrize("setting", FEW_SETTINGS, ids=str)
-
-
-async def contents(core: Hypercore) -> list[bytes]:
-    return [block async for block in core.create_read_stream()]
-
-
-async def clone_whole(reader: Hypercore) -> None:
-    await reader.update()
-    await reader.download(0, reader.length).done()
-
-
-async def node_clones_whole(reader: NodeCore, length: int) -> str:
-    """Downloads all of it and gives its digest."""
-    await reader.command("wait", length=length)
-    return str((await reader.command("download"))["sha256"])
 
 
 @all_settings
@@ -69,7 +58,7 @@ def test_node_clones_what_we_wrote(stage: Stage) -> None:
     stage.run(main())
 
 
-@all_settings
+@few_settings
 def test_we_read_here_and_there_and_download_just_that(stage: Stage) -> None:
     async def main() -> None:
         writer = await stage.node_writer(1000, 30)
@@ -87,7 +76,7 @@ def test_we_read_here_and_there_and_download_just_that(stage: Stage) -> None:
     stage.run(main())
 
 
-@all_settings
+@few_settings
 def test_node_reads_here_and_there_and_downloads_just_that(stage: Stage) -> None:
     async def main() -> None:
         chance = Random(str(stage.setting))
@@ -167,7 +156,7 @@ def test_node_reads_blocks_of_15_mib(stage: Stage) -> None:
 WITH_EMPTY_BLOCKS = [b"", b"a", b"", b"", b"", b"bc", b"", b"d", b""]
 
 
-@all_settings
+@few_settings
 def test_we_read_empty_blocks_of_node(stage: Stage) -> None:
     async def main() -> None:
         writer = await stage.node_writer()
@@ -184,7 +173,7 @@ def test_we_read_empty_blocks_of_node(stage: Stage) -> None:
     stage.run(main())
 
 
-@all_settings
+@few_settings
 def test_node_reads_empty_blocks_of_ours(stage: Stage) -> None:
     async def main() -> None:
         async with stage.core() as writer:
@@ -207,7 +196,7 @@ def uneven_blocks(chance: Random) -> list[bytes]:
     return [chance.randbytes(chance.choice((0, 1, 7, 30, 300))) for _ in range(200)]
 
 
-@all_settings
+@few_settings
 def test_we_seek_in_a_core_of_nodes_of_which_we_have_no_block(stage: Stage) -> None:
     async def main() -> None:
         chance = Random(str(stage.setting))
@@ -228,7 +217,7 @@ def test_we_seek_in_a_core_of_nodes_of_which_we_have_no_block(stage: Stage) -> N
     stage.run(main())
 
 
-@all_settings
+@few_settings
 def test_node_seeks_in_a_core_of_ours_of_which_it_has_no_block(stage: Stage) -> None:
     async def main() -> None:
         chance = Random(str(stage.setting))
@@ -247,7 +236,7 @@ def test_node_seeks_in_a_core_of_ours_of_which_it_has_no_block(stage: Stage) -> 
     stage.run(main())
 
 
-@all_settings
+@few_settings
 def test_we_clone_over_a_connection_that_gives_a_few_bytes_at_a_time(stage: Stage) -> None:
     async def main() -> None:
         writer = await stage.node_writer(40, 60)
@@ -259,7 +248,7 @@ def test_we_clone_over_a_connection_that_gives_a_few_bytes_at_a_time(stage: Stag
     stage.run(main())
 
 
-@all_settings
+@few_settings
 def test_node_clones_over_a_connection_that_gives_a_few_bytes_at_a_time(stage: Stage) -> None:
     async def main() -> None:
         async with stage.core() as writer:
@@ -271,7 +260,7 @@ def test_node_clones_over_a_connection_that_gives_a_few_bytes_at_a_time(stage: S
     stage.run(main())
 
 
-@all_settings
+@few_settings
 def test_a_core_that_is_still_empty_is_cloned_and_then_grows(stage: Stage) -> None:
     async def main() -> None:
         writer = await stage.node_writer()
