@@ -435,15 +435,6 @@ class Hub:
             self.replicator.may_deliver(each.remote) for each in self.peers
         )
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether every peer has said all it has to say about the log's length."""
-        if self.is_stopped:
-            return True
-        if self.opening or self.finding:
-            return False
-        return all(self.replicator.settled(each.remote) for each in self.peers)
-
     async def freeze(self, peer: Peer, length: int) -> None:
         """The writer signed two histories: nothing may be replicated any more.
 

@@ -7,19 +7,30 @@ again after a change whether it can still come true, and raises when it cannot.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+from dataclasses import dataclass
 from typing import Final
 
-from hypercore.errors import BlockNotAvailableError, ClosedError, CorruptError
+from hypercore.errors import BlockIndexError, BlockNotAvailableError, ClosedError, CorruptError
 from hypercore.log.engine import Log, LogChange
 from hypercore.log.seek import Found
 from hypercore.proofs import Proof, ProofRequest
 from hypercore.protocol.remote import Demand, RemotePeer
-from hypercore.replication import GROWING, STORING, Hub
+from hypercore.replication import GROWING, STORING, Hub, Peer
 
 #: A peer that claims to be longer but shows nothing for this long is not waited for.
 SETTLING_SECONDS: Final = 10.0
 
 _Waiter = asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class _Goal:
+    """What one peer is waited for: until then, or until the log has come as far as its tree was."""
+
+    until: float
+    tree: tuple[int, int] | None = None
 
 
 class Waiting:
@@ -69,9 +80,9 @@ class Waiting:
     async def place(self, byte_offset: int, padding: int) -> Found:
         """Where a byte offset lies, asking peers for the sizes that are not known here.
 
-        Raises `BlockNotAvailableError` when nobody can say.
+        Raises `BlockIndexError` when it lies beyond the log's end, and `BlockNotAvailableError` when nobody can say.
         """
-        log, hub = self._log, self._hub
+        log, hub, was_settled = self._log, self._hub, False
         while True:
             result = await log.seek(byte_offset, padding)
             if isinstance(result, Found):
@@ -83,19 +94,44 @@ class Waiting:
                     f"byte offset {byte_offset} cannot be placed with what is stored here, and there is no peer"
                 )
             if result.hash is None:
-                await self.news()  # It lies beyond the length that is known.
+                if was_settled:
+                    raise BlockIndexError(
+                        f"byte offset {byte_offset} is outside of the {log.byte_length} bytes of the log"
+                    )
+                was_settled = True
+                await self.settled()  # It lies beyond the length that is known.
                 continue
             if not await self._answer(ProofRequest(log.fork, hash=result.hash, seek=result.seek)):
                 raise BlockNotAvailableError(f"no peer could say where byte offset {byte_offset} lies")
 
     async def settled(self) -> None:
-        """Return when every search, connection and peer has had its say about the log's length."""
-        while not self._hub.is_settled and not self._is_closed:
-            try:
-                async with asyncio.timeout(SETTLING_SECONDS):
+        """Return when every search, connection and peer has had its say about the log's length.
+
+        A peer that goes on growing is waited for until the length is reached that it had first.
+        """
+        goals: dict[Peer, _Goal] = {}
+        while not self._is_closed and (until := self._unsettled_until(goals)) is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
                     await self.news()
-            except TimeoutError:
-                return
+
+    def _unsettled_until(self, goals: dict[Peer, _Goal]) -> float | None:
+        """When to look again at the latest who has not had his say yet; None when everybody has."""
+        hub, log, now = self._hub, self._log, asyncio.get_running_loop().time()
+        if hub.is_stopped:
+            return None
+        until = math.inf if hub.opening or hub.finding else 0.0
+        for peer in hub.peers:
+            remote = peer.remote
+            if hub.replicator.settled(remote):
+                continue
+            goal = goals.setdefault(peer, _Goal(now + SETTLING_SECONDS))
+            if goal.tree is None and remote.synced:
+                goal.tree = remote.fork, remote.length
+            # A peer without blocks still has its manifest to show.
+            if goal.tree is None or not remote.length or (log.fork, log.length) < goal.tree:
+                until = max(until, goal.until)
+        return until if until > now else None
 
     async def length(self, length: int, *, live: bool) -> bool:
         """Wait until the log has `length` blocks; False when the core was closed first.

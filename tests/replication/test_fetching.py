@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
 
-from hypercore import replication
+from hypercore import replication, waiting
 from hypercore.core import Hypercore
-from hypercore.errors import BlockNotAvailableError, PeerClosedError, ProtocolError
+from hypercore.errors import BlockIndexError, BlockNotAvailableError, PeerClosedError, ProtocolError
 from hypercore.proofs import BlockRequest, Proof, ProofRequest, UpgradeRequest
 from hypercore.protocol.messages import Bitfield, Cancel, Data, NoData, Range, Request, Sync
 from hypercore.protocol.remote import RemotePeer
@@ -372,5 +373,60 @@ def test_many_changes_at_once_are_told_truly_and_shortly() -> None:
 
             await eventually(lambda: view() == [index for index in range(count + 1) if index % 3 or index == count])
             await stranger.close()
+
+    run(main())
+
+
+def test_update_ends_while_a_writer_goes_on_appending() -> None:
+    async def main() -> None:
+        async with await writer_of(5) as writer, Hypercore("memory:", writer.key) as reader:
+            stranger = await Stranger(reader).opened()
+            serving = asyncio.create_task(append_and_answer(stranger, writer))
+            await stranger.claim(5)
+            assert await asyncio.wait_for(reader.update(), 5.0)
+            assert 5 <= reader.length < writer.length
+            serving.cancel()
+            await asyncio.wait([serving])
+            await stranger.close()
+
+    run(main())
+
+
+async def append_and_answer(stranger: Stranger, writer: Hypercore) -> None:
+    """A writer that is always one block longer than what it has just proved."""
+    for number in itertools.count():
+        await eventually(lambda number=number: len(requests_of(stranger)) > number)  # type: ignore[misc]
+        request = requests_of(stranger)[number]
+        proof = await writer.hub.log.prove(request.proof)
+        known = writer.length
+        await writer.append("more")
+        await stranger.send(Sync(0, writer.length, known, True, True, True, True, False), Data(request.id, proof))
+
+
+def test_update_ends_when_a_peer_claims_more_and_more_and_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(waiting, "SETTLING_SECONDS", 0.05)
+        async with await writer_of(5) as writer, Hypercore("memory:", writer.key) as reader:
+            stranger = await Stranger(reader).opened()
+            await stranger.claim(5)
+            updating = asyncio.create_task(reader.update())
+            length = 5
+            while not updating.done():
+                length += 1
+                await stranger.claim(length)
+                await asyncio.sleep(0)
+            assert await updating is False
+            await stranger.close()
+
+    run(main())
+
+
+def test_a_seek_past_the_end_asks_whether_there_is_more_and_then_says_so() -> None:
+    async def main() -> None:
+        async with await writer_of(5) as writer, Hypercore("memory:", writer.key) as reader:
+            await link(writer, reader)
+            assert await reader.seek(20) == (2, 6)
+            with pytest.raises(BlockIndexError):
+                await asyncio.wait_for(reader.seek(1000), 5.0)
 
     run(main())
