@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 import pytest
 
 from hypercore.bitfield import Bitfield
-from hypercore.proofs import BlockProof, HashProof, HashRequest, Proof, ProofRequest, UpgradeProof, UpgradeRequest
+from hypercore.proofs import (
+    BlockProof,
+    HashProof,
+    HashRequest,
+    Proof,
+    ProofRequest,
+    SeekRequest,
+    UpgradeProof,
+    UpgradeRequest,
+)
 from hypercore.protocol import messages
 from hypercore.protocol.remote import REMEMBERED_BLOCKS, WANT_REGION_BLOCKS, Ask, AskKind, Demand, RemotePeer
 from hypercore.protocol.replicator import (
@@ -300,6 +309,86 @@ def test_a_peer_is_asked_again_after_a_wrong_answer_when_it_has_news() -> None:
     assert peer.paused, "what it has said before is no news"
     peer.take_sync(messages.Sync(0, 11, 10, True, True, True, True, False), local_fork=0)
     assert 3 in indexes(replicator.next_asks(peer, 0.0))
+
+
+def test_every_region_that_a_download_needs_is_wanted() -> None:
+    length = 3 * WANT_REGION_BLOCKS + 10
+    peer = peer_with(length, holds=0)
+    _, replicator = set_up(length, peer)
+    replicator.add_download(Download(5, None))
+    assert replicator.next_asks(peer, 0.0) == []
+    assert peer.wants_to_send == [0, 1, 2, 3]
+    peer.take_bitfield(2 * WANT_REGION_BLOCKS, b"\x04\x00\x00\x00")
+    assert indexes(replicator.next_asks(peer, 0.0)) == [2 * WANT_REGION_BLOCKS + 2]
+
+
+def test_a_list_of_blocks_is_asked_for_once_each_and_again_after_a_refusal() -> None:
+    peer = peer_with(1000)
+    local, replicator = set_up(1000, peer)
+    wanted = [*range(0, 900, 3), 1500]
+    local.bitfield.set(6)
+    replicator.add_download(Download(0, None, wanted))
+    asks = replicator.next_asks(peer, 0.0)
+    assert indexes(asks) == [index for index in wanted if index not in (6, 1500)]
+    assert replicator.next_asks(peer, 0.0) == []
+    replicator.no_data(peer, asks[3].id, 0.0)
+    assert replicator.next_asks(peer, 0.0) == []
+    peer.take_range(asks[3].index, 1, drop=False)
+    for ask in asks[4:]:
+        local.bitfield.set(ask.index)
+        replicator.answered(peer, block_answer(ask), 0.0)
+    local.length = 2000
+    peer.take_sync(messages.Sync(0, 2000, 2000, True, True, True, True, False), local_fork=0)
+    peer.take_range(0, 2000, drop=False)
+    assert indexes(replicator.next_asks(peer, 0.0)) == [asks[3].index, 1500]
+
+
+def test_a_refusal_for_a_fork_that_the_peer_has_left_says_nothing_of_what_it_has_now() -> None:
+    peer = peer_with(10)
+    _, replicator = set_up(10, peer)
+    replicator.want_block(3)
+    (ask,) = replicator.next_asks(peer, 0.0)
+    peer.take_sync(messages.Sync(1, 8, 0, False, True, True, True, False), local_fork=0)
+    peer.take_range(0, 8, drop=False)
+    replicator.no_data(peer, ask.id, 0.0)
+    assert peer.has(3)
+    replicator.forked(peer, 1, followed=False)
+
+
+def test_a_demand_that_no_peer_can_meet_fails_at_once() -> None:
+    results: list[Proof | None] = []
+    short, lower, deaf, paused = peer_with(3), peer_with(10, fork=0), peer_with(10, fork=1), peer_with(10, fork=1)
+    local, replicator = set_up(10, short, lower, deaf, paused)
+    local.fork = 1
+    deaf.seeks = False
+    replicator.distrust(paused, "it lied")
+    request = ProofRequest(1, hash=HashRequest(3, 2), seek=SeekRequest(50, 0))
+    replicator.add_demand(Demand(request, lambda _peer, proof: results.append(proof)))
+    assert results == [None]
+    new = RemotePeer()
+    replicator.add_peer(new)
+    replicator.add_demand(Demand(request, lambda _peer, proof: results.append(proof)))
+    assert results == [None], "a peer that has not said a word yet may be the one"
+
+
+def test_a_demand_of_one_peer_ends_with_the_trust_in_it() -> None:
+    results: list[Proof | None] = []
+    peer = peer_with(10, fork=1)
+    _, replicator = set_up(5, peer)
+    request = ProofRequest(1, hash=HashRequest(3, 2))
+    replicator.add_demand(Demand(request, lambda _peer, proof: results.append(proof), peer))
+    replicator.distrust(peer, "it lied")
+    assert results == [None]
+    replicator.add_demand(Demand(request, lambda _peer, proof: results.append(proof), peer))
+    assert results == [None, None]
+
+
+def test_a_peer_that_does_not_upload_is_not_waited_for() -> None:
+    peer = peer_with(10)
+    _, replicator = set_up(5, peer)
+    assert not replicator.settled(peer)
+    peer.take_sync(messages.Sync(0, 10, 5, True, False, True, True, False), local_fork=0)
+    assert replicator.settled(peer)
 
 
 def test_a_demand_goes_to_one_peer_after_the_other_and_fails_when_none_can() -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypercore.core import Hypercore
 from hypercore.errors import BlockNotAvailableError, ClosedError, OptionError, StorageError
 from hypercore.proofs import BlockRequest, ProofRequest
-from hypercore.protocol.messages import Data, Request
+from hypercore.protocol.messages import Data, Range, Request
+from hypercore.protocol.replicator import ANSWER_TIMEOUT_SECONDS
 from hypercore.session import MOST_REOPENS
 from tests.replication.hostile import Stranger
 from tests.replication.links import Link, eventually, link
@@ -256,6 +257,37 @@ def test_a_peer_that_closes_without_end_is_not_opened_without_end() -> None:
             with pytest.raises(BlockNotAvailableError):
                 await waiting
             await stranger.close()
+
+    run(main())
+
+
+def test_an_answer_that_takes_long_to_arrive_is_waited_for_as_long_as_it_goes_on() -> None:
+    async def main() -> None:
+        async with Hypercore("memory:") as writer:
+            await writer.append([b"small", bytes(8_000_000)])
+            async with Hypercore("memory:", writer.key) as reader:
+                first = await link(writer, reader)
+                await reader.update()
+                await first.cut()
+                stranger = await Stranger(reader).opened()
+                await stranger.claim(2, acked=2)
+                await stranger.send(Range(False, 0, 2))
+                waiting = asyncio.create_task(reader.get(1))
+                await eventually(lambda: bool(stranger.received(Request)))
+                (request,) = stranger.received(Request)
+                assert isinstance(request, Request)
+                stranger.channel.send(Data(request.id, await writer.hub.log.prove(request.proof)))
+                answer = stranger.connection.data_to_send()
+                session = stranger.replication
+                for start in range(0, len(answer), 800_000):
+                    await stranger.stream.send(answer[start : start + 800_000])
+                    later = session.now() + 0.9 * ANSWER_TIMEOUT_SECONDS
+                    session.now = lambda later=later: later  # type: ignore[misc]
+                    session._ticker.cancel()
+                    session._tick()
+                assert await waiting == bytes(8_000_000)
+                assert len(stranger.received(Request)) == 1
+                await stranger.close()
 
     run(main())
 
