@@ -109,7 +109,8 @@ class Nodes:
 
     async def discard(self, major: int) -> None:
         """After a failure nobody knows what it is up to."""
-        await self._peers.pop(major).kill()
+        if major in self._peers:
+            await self._peers.pop(major).kill()
 
     async def stop(self) -> None:
         for peer in self._peers.values():
@@ -158,22 +159,28 @@ async def node_clones_whole(reader: NodeCore, length: int) -> str:
 class Stage:
     """One test's connections and cores, gone when the test ends."""
 
-    def __init__(self, nodes: Nodes, setting: Setting, folder: Path) -> None:
+    def __init__(self, nodes: Nodes, setting: Setting, folder: Path, *, both_majors: bool = False) -> None:
         self._nodes = nodes
         self.setting = setting
         self.major, self.compat, self.role = setting.major, setting.compat, setting.role
-        self._folder = folder
+        self.folder = folder
+        self._majors = (10, 11) if both_majors else (setting.major,)
         self._opened: list[NodeCore] = []
         self._ours: dict[int, Hypercore] = {}
         self._replications: list[Replication] = []
         #: Set by tests of what goes wrong.
         self.complaints_expected = False
 
+    @property
+    def other_major(self) -> int:
+        return 21 - self.major
+
     def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """The test. Fails when either side complained of the other one, too."""
 
         async def staged() -> None:
-            await self.node()
+            for major in self._majors:
+                await self.node(major)
             tasks = asyncio.all_tasks()
             await coroutine
             await self._check_peace()
@@ -187,11 +194,13 @@ class Stage:
         try:
             self._nodes.run(staged())
         except BaseException:
-            self._nodes.run(self._nodes.discard(self.major))
+            for major in self._majors:
+                self._nodes.run(self._nodes.discard(major))
             raise
 
-    async def node(self) -> NodePeer:
-        return await self._nodes.of(self.major)
+    async def node(self, major: int | None = None) -> NodePeer:
+        """The process of the setting's hypercore, or of the other one."""
+        return await self._nodes.of(major or self.major)
 
     # ---- cores ----
 
@@ -201,9 +210,9 @@ class Stage:
         self._ours[id(core)] = core
         return core
 
-    async def node_core(self, *, name: str | None = None, **options: Any) -> NodeCore:
+    async def node_core(self, *, major: int | None = None, name: str | None = None, **options: Any) -> NodeCore:
         name = name or f"core{len(self._opened)}"
-        opened = await open_in(await self.node(), name, storage=str(self._folder / name), **options)
+        opened = await open_in(await self.node(major), name, storage=str(self.folder / name), **options)
         self._opened.append(opened)
         return opened
 
@@ -218,9 +227,14 @@ class Stage:
 
     # ---- connections ----
 
-    async def connect(self, *cores: Hypercore, wrap: Callable[[ByteStream], ByteStream] | None = None) -> Replication:
+    async def connect(
+        self,
+        *cores: Hypercore,
+        major: int | None = None,
+        wrap: Callable[[ByteStream], ByteStream] | None = None,
+    ) -> Replication:
         """Connect cores of ours with every core that is open in Node, over one TCP connection."""
-        replication = await connect(await self.node(), *cores, role=self.role, wrap=wrap)
+        replication = await connect(await self.node(major), *cores, role=self.role, wrap=wrap)
         self._replications.append(replication)
         return replication
 
@@ -231,18 +245,20 @@ class Stage:
             assert replication.error is None, f"we broke off: {replication.error!r}"
         for core in self._ours.values():
             assert not list(core.hub.warnings), f"we complained: {list(core.hub.warnings)}"
-        node = await self.node()
-        said = [event for kind in COMPLAINTS for event in node.events(kind)]
-        assert not said, f"Node complained: {said}"
+        for major in self._majors:
+            node = await self.node(major)
+            said = [event for kind in COMPLAINTS for event in node.events(kind)]
+            assert not said, f"Node's hypercore {major} complained: {said}"
 
     async def _clear(self) -> None:
-        node = await self.node()
         for replication in self._replications:
             await replication.aclose()
-        await node.command("disconnect")
+        for major in self._majors:
+            await (await self.node(major)).command("disconnect")
         for core in self._opened:
             await core.close()
-        node.forget_events()
+        for major in self._majors:
+            (await self.node(major)).forget_events()
 
 
 async def connect(
