@@ -8,13 +8,21 @@ from collections.abc import Callable
 from hypercore.core import Hypercore
 from hypercore.duplex import stream_pair
 from hypercore.session import Replication
+from hypercore.transport import ByteStream
 
 
 class Link:
     """A connection between two cores; `cut` ends it without a goodbye."""
 
-    def __init__(self, left: Hypercore, right: Hypercore, *, left_is_initiator: bool = True) -> None:
-        self.streams = stream_pair()
+    def __init__(
+        self,
+        left: Hypercore,
+        right: Hypercore,
+        *,
+        left_is_initiator: bool = True,
+        wrap: Callable[[ByteStream], ByteStream] = lambda stream: stream,
+    ) -> None:
+        self.streams = [wrap(stream) for stream in stream_pair()]
         self.left: Replication = left.replicate(self.streams[0], initiator=left_is_initiator)
         self.right: Replication = right.replicate(self.streams[1], initiator=not left_is_initiator)
 
