@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hypercore.errors import ClosedError as ClosedError
     from hypercore.errors import ConnectError as ConnectError
     from hypercore.errors import CorruptError as CorruptError
+    from hypercore.errors import DecodeError as DecodeError
     from hypercore.errors import FencedError as FencedError
     from hypercore.errors import ForeignStorageError as ForeignStorageError
     from hypercore.errors import FormatError as FormatError
@@ -77,6 +78,7 @@ _NAMES = {
         "ClosedError",
         "ConnectError",
         "CorruptError",
+        "DecodeError",
         "FencedError",
         "ForeignStorageError",
         "FormatError",

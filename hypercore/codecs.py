@@ -46,7 +46,7 @@ class _Text:
 class _Json:
     def encode(self, value: Any) -> bytes:
         try:
-            return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+            return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             raise OptionError(f"the value has no JSON form: {error}") from error
 

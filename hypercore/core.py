@@ -7,6 +7,7 @@ delegated. Design: an object a core, no callbacks but `on_wait`, waiting that sa
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -36,6 +37,7 @@ from hypercore.session import Replication
 from hypercore.storage import Storage
 from hypercore.streams import WriteStream, read_blocks, read_bytes
 from hypercore.transport import ByteStream
+from hypercore.urls import hide_secrets
 from hypercore.waiting import Waiting
 
 Durability = Literal["none", "flush", "always"]
@@ -76,19 +78,38 @@ class Info:
 class Hypercore:
     """A secure append-only log.
 
-    `storage` is an address (`./dir`, `memory:`, ...) or a `Storage`. With `key` (bytes, hex or z-base-32) the core of
-    that key is opened or, when the storage is empty, cloned. Without it a new writable core is made in an empty
-    storage. A manifest core is made unless `compat=True`.
-
-    `durability` says what an acknowledged append survives: "none" a crash of the process, "flush" the same plus, as
-    of the last checkpoint, a crash of the machine, "always" both, at once.
+        async with Hypercore("./log") as core:
+            await core.append(b"hello")
+            print(core.key.hex(), await core.get(0))
 
     Use it with `async with`, or call `ready()` and `close()`.
+
+    `storage` is an address (`./folder`, `memory:`, ...), a path or a `Storage`. With `key` (bytes, hex or z-base-32)
+    the core of that key is opened or, when the storage is empty, cloned. Without it the core that lies there is
+    opened, whosever it is, and an empty storage gets a new one that is writable.
+
+    What a new core is: `key_pair` signs it (a fresh one otherwise), `manifest` says who else may, `compat=True` makes
+    the public key itself its key, as in hypercore 9, and `hash="blake3"` suits large blocks and cannot be read by
+    Node. `user_data` is what it begins with; see `set_user_data`.
+
+    How it is opened: `create_if_missing=False` raises `StorageMissingError` instead of making a core,
+    `overwrite=True` forgets the one that is there, `read_only=True` takes no lock and writes nothing, also while
+    another process writes. `durability` says what an acknowledged append survives: "none" a crash of the process,
+    "flush" the same plus, as of the last checkpoint, a crash of the machine, "always" both, at once.
+
+    What a block is to the program: `value_encoding` is "binary" (bytes; text is encoded), "utf-8", "json" or a
+    `Codec`.
+
+    How `get` waits for a block that is not here, unless it is told otherwise: not at all with `wait=False`, at most
+    `timeout` seconds. `on_wait(index)` is called when it begins to.
+
+    Raises `OptionError` here, and when it is opened `StorageConflictError` (another key), `LockedError` (another
+    writer), `ForeignStorageError`, `NewerFormatError` or `CorruptError`; none of them has changed a byte.
     """
 
     def __init__(
         self,
-        storage: str | Storage,
+        storage: str | os.PathLike[str] | Storage,
         key: bytes | str | None = None,
         *,
         key_pair: KeyPair | None = None,
@@ -137,10 +158,10 @@ class Hypercore:
 
     async def ready(self) -> None:
         """Open the core; the first call does it, later ones wait for the same opening."""
-        if self._log is not None:
-            return
         if self._is_closed:
             raise ClosedError("the core is closed")
+        if self._log is not None:
+            return
         if self._opening is None:
             self._opening = asyncio.get_running_loop().create_task(self._open())
         try:
@@ -150,7 +171,7 @@ class Hypercore:
                 self._opening = None
 
     async def _open(self) -> None:
-        owned = isinstance(self._address, str)
+        owned = not isinstance(self._address, Storage)
         storage = open_storage(self._address)
         try:
             log = await Log.open(storage, key=self._key, **self._open_options)
@@ -194,7 +215,8 @@ class Hypercore:
 
     def __repr__(self) -> str:
         if self._log is None:
-            return f"<Hypercore {self._address!r} not open>"
+            where = self._address if isinstance(self._address, Storage) else hide_secrets(str(self._address))
+            return f"<Hypercore {where!r} not open>"
         state = "closed" if self._is_closed else "writable" if self.writable else "readable"
         return f"<Hypercore {self.key.hex()[:8]} length={self.length} fork={self.fork} {state}>"
 
@@ -252,6 +274,7 @@ class Hypercore:
 
     @property
     def byte_length(self) -> int:
+        """Bytes in those blocks."""
         return self._opened.byte_length
 
     @property
@@ -271,14 +294,17 @@ class Hypercore:
 
     @property
     def peers(self) -> tuple[Peer, ...]:
+        """Who is connected and replicates this core."""
         return tuple(self.hub.peers)
 
     @property
     def readable(self) -> bool:
+        """Whether it is open."""
         return self._log is not None and not self._is_closed
 
     @property
     def writable(self) -> bool:
+        """Whether it is open and this program may append: the secret key is here, and it suffices to sign."""
         return self.readable and self._opened.writable
 
     @property
@@ -309,7 +335,8 @@ class Hypercore:
     async def append(self, block: Any) -> AppendResult:
         """Append one block, or a list of blocks as one batch; all of it or nothing.
 
-        Raises `NotWritableError` without the secret key.
+        A list that is one block, in JSON, goes into another list: `append([[1, 2]])`. Raises `NotWritableError`
+        without the secret key, `OptionError` for what is no block or larger than 15 MiB.
         """
         if self._log is None:
             await self.ready()
@@ -335,10 +362,13 @@ class Hypercore:
 
     async def set_user_data(self, key: str, value: bytes | None) -> None:
         """Keep a few bytes beside the log, never replicated; None removes them."""
+        if not isinstance(value, bytes | None):
+            raise OptionError(f"user data is bytes, not {type(value).__name__}")
         await self.ready()
         await self._check_open().set_user_data(key, value)
 
     async def get_user_data(self, key: str) -> bytes | None:
+        """What `set_user_data` kept under `key`; None when there is nothing."""
         await self.ready()
         return self._check_open().user_data.get(key)
 

@@ -25,7 +25,7 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Truncated:
-    """The log was cut to `length` blocks and is now on `fork`."""
+    """The log was cut to `length` blocks and is now on `fork`. A reader may have got what came after in one piece."""
 
     length: int
     fork: int
@@ -106,7 +106,7 @@ class EventFeed:
             case "append" | "upgrade":
                 self._emit(Appended(log.length, log.byte_length))
             case "truncate":
-                self._emit(Truncated(log.length, log.fork))
+                self._emit(Truncated(change.start, change.fork))
             case "blocks":
                 self._emit(Downloaded(change.start, change.end))
 

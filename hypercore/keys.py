@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from string import hexdigits
 from typing import Final
 
 from hypercore.crypto import KEY_SIZE
@@ -23,10 +24,10 @@ def decode_key(key: bytes | str) -> bytes:
         raise OptionError(f"a key is bytes or text, not {type(key).__name__}")
     text = key.strip()
     if len(text) == 2 * KEY_SIZE:
-        try:
-            return bytes.fromhex(text)
-        except ValueError:
-            raise OptionError(f"the key {text[:8]}... has characters that are no hex digits") from None
+        for position, letter in enumerate(text, start=1):
+            if letter not in hexdigits:
+                raise OptionError(f"character {position} of the key {text[:8]}... is {letter!r}, which is no hex digit")
+        return bytes.fromhex(text)
     if len(text) == _Z32_LENGTH:
         bits = 0
         for letter in text.lower():

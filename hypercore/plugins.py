@@ -115,6 +115,8 @@ class PluginHost:
             text += f"; broken: {', '.join(broken)} (see `hypercore plugins`)"
         if what == "storage" and address.host is None:
             text += f". A folder of that name is written './{address}'"
+        if what == "transport" and address.host is None:
+            text += ". A peer over TCP is written 'tcp://host:port'"
         return text
 
     def _with_conflicts(self, plugin: PluginInfo) -> PluginInfo:

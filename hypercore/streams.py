@@ -63,17 +63,28 @@ async def read_bytes(core: Hypercore, *, byte_offset: int, byte_length: int | No
     if total <= 0:
         return
     index, skip = await core.seek(byte_offset)
-    while skip > len(block := await core.get_raw(index)):
-        # A peer had given a false size for this block; with its bytes here the truth is known.
-        index, skip = await core.seek(byte_offset)
-    while total > 0 and index < core.length:
-        block = await core.get_raw(index)
-        piece = block[skip : skip + total]
-        total -= len(piece)
-        skip = 0
-        index += 1
-        if piece:
-            yield piece
+    if index == core.length:
+        return
+    prefetch = None
+    if not core.writable:
+        last = byte_offset + total
+        end = core.length if last >= core.byte_length else (await core.seek(last)).index + 1
+        prefetch = core.download(index, end)
+    try:
+        while skip > len(block := await core.get_raw(index)):
+            # A peer had given a false size for this block; with its bytes here the truth is known.
+            index, skip = await core.seek(byte_offset)
+        while total > 0 and index < core.length:
+            block = await core.get_raw(index)
+            piece = block[skip : skip + total]
+            total -= len(piece)
+            skip = 0
+            index += 1
+            if piece:
+                yield piece
+    finally:
+        if prefetch is not None:
+            prefetch.destroy()
 
 
 class WriteStream:

@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from hypercore.crypto import KeyPair
-from hypercore.errors import ClosedError, ConnectError, HypercoreError
+from hypercore.errors import ClosedError, ConnectError, HypercoreError, OptionError
 from hypercore.plugins import open_transport
 from hypercore.replication import Hub
 from hypercore.session import Replication
 from hypercore.transport import ByteStream, Listener, Transport
+from hypercore.urls import hide_secrets
 
 if TYPE_CHECKING:
     from hypercore.core import Hypercore
@@ -50,6 +51,8 @@ class Swarm:
         key_pair: KeyPair | None = None,
         most_connections: int = MOST_CONNECTIONS,
     ) -> None:
+        if isinstance(peers, str):
+            raise OptionError(f"peers is a list of addresses: peers=[{hide_secrets(peers)!r}]")
         self._listen_addresses = addresses
         self._peer_addresses = tuple(peers)
         self._key_pair = key_pair or KeyPair.generate()

@@ -148,6 +148,11 @@ def test_an_address_that_nobody_understands_is_told_at_the_start(wrong: str) -> 
     run(main())
 
 
+def test_one_address_where_a_list_of_peers_belongs_is_told_at_once() -> None:
+    with pytest.raises(OptionError, match=r"peers=\['tcp://127.0.0.1:4977'\]"):
+        Swarm(peers="tcp://127.0.0.1:4977")
+
+
 def test_an_address_that_the_transport_refuses_holds_nobody_back() -> None:
     async def main() -> None:
         async with await writer_of(3) as core, Hypercore("memory:", core.key) as reader:
