@@ -6,7 +6,7 @@ names costs more than `limit_blocks` allows, which is an eighth of it in bytes a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from hypercore.encoding import MAX_SAFE_INTEGER
@@ -71,10 +71,23 @@ class Bitfield:
         if start >= end:
             return
         first, last = start >> _PAGE_SHIFT, (end - 1) >> _PAGE_SHIFT
-        numbers: Iterable[int] = range(first, last + 1) if value else list(self._existing(first, last))
-        for number in numbers:
+        if last - first > 1:
+            self._fill_pages(first + 1, last, value)
+        for number in {first, last}:
             base = number << _PAGE_SHIFT
             self._fill(number, max(start - base, 0), min(end - base, PAGE_BLOCKS), value)
+
+    def _fill_pages(self, first: int, end: int, value: bool) -> None:
+        """Give all bits of the pages from `first` to `end` the same value; there may be thousands."""
+        pages = self._pages
+        if value:
+            numbers = [number for number in range(first, end) if pages.get(number) is not _FULL]
+            pages.update(dict.fromkeys(numbers, _FULL))
+        else:
+            numbers = list(self._existing(first, end - 1))
+            for number in numbers:
+                del pages[number]
+        self._dirty.update(numbers)
 
     def _fill(self, number: int, low: int, high: int, value: bool) -> None:
         """Give the bits `low` to `high` of one page the same value."""
