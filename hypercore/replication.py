@@ -41,6 +41,8 @@ SEND_AHEAD_BYTES: Final = 1024 * 1024
 PEER_MEMORY_BYTES: Final = 128 * 1024 * 1024
 #: Announcements that wait to be sent before they are replaced by what covers them all.
 MOST_WAITING_RANGES: Final = 256
+#: Wide announcements of one peer from one tick to the next, a few tens of milliseconds' worth.
+MOST_WIDE_CHANGES: Final = 256
 #: A program's messages may wait to be sent up to this many bytes; a peer that is further behind does not read.
 MOST_WAITING_BYTES: Final = 32 * 1024 * 1024
 
@@ -135,8 +137,10 @@ class Peer:
                 await self._take_sync(message)
             case messages.Range(drop, start, length):
                 remote.take_range(start, length, drop=drop)
+                self._check_announcements()
             case messages.Bitfield(start, words):
                 remote.take_bitfield(start, words)
+                self._check_announcements()
             case messages.NoData(request_id, _reason):
                 self.hub.replicator.no_data(remote, request_id, self.session.now())
                 self._fetcher.release_hopeless()
@@ -159,6 +163,12 @@ class Peer:
         if changed:
             self.hub.changed()
 
+    def _check_announcements(self) -> None:
+        if self.remote.wide_changes > MOST_WIDE_CHANGES:
+            raise ProtocolError(
+                "the peer gains and loses millions of blocks without end"
+            )
+
     # ---- outgoing ----
 
     def cancel(self, ask: Ask) -> None:
@@ -168,6 +178,7 @@ class Peer:
 
     def expire(self, now: float) -> None:
         """Time has passed: take back what this core's peers left unanswered."""
+        self.remote.wide_changes = 0
         if self.hub.replicator.has_asks:
             expired = self.hub.replicator.expire(now)
             for remote, ask in expired:

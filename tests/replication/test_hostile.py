@@ -18,7 +18,7 @@ from hypercore.protocol import messages
 from hypercore.protocol.messages import Bitfield, Cancel, Data, Extension, NoData, Range, Request, Sync, Unwant, Want
 from hypercore.protocol.remote import AskKind
 from hypercore.protocol.replicator import ANSWER_TIMEOUT_SECONDS, MOST_TIMEOUTS
-from hypercore.replication import PEER_MEMORY_BYTES, SEND_AHEAD_BYTES
+from hypercore.replication import MOST_WIDE_CHANGES, PEER_MEMORY_BYTES, SEND_AHEAD_BYTES
 from hypercore.serving import MOST_INVALID_REQUESTS, MOST_WAITING_REQUESTS
 from tests.replication.hostile import Stranger
 from tests.replication.links import eventually, link
@@ -254,6 +254,22 @@ def test_garbage_ends_one_connection_and_no_other() -> None:
                 await stranger.close()
             assert await reader.get(3) == b"\x03" * 20
             assert len(writer.peers) == 1
+
+    run(main())
+
+
+def test_announcements_that_cost_more_to_hear_than_to_say_end_one_connection() -> None:
+    async def main() -> None:
+        async with await writer_of(10) as writer:
+            stranger = await Stranger(writer).opened()
+            flip_flop = [Range(False, 0, 2**53 - 1), Range(True, 0, 1)]
+            await stranger.send(*flip_flop * MOST_WIDE_CHANGES)
+            await eventually(lambda: writer.peers[0].remote.wide_changes == MOST_WIDE_CHANGES)
+            assert len(writer.peers) == 1
+            await stranger.send(*flip_flop)
+            await stranger.replication.wait_closed()
+            assert isinstance(stranger.replication.error, ProtocolError)
+            await stranger.close()
 
     run(main())
 
