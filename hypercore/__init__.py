@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from hypercore.keys import decode_key as decode_key
     from hypercore.keys import encode_z32 as encode_z32
     from hypercore.log.manifest import Manifest as Manifest
-    from hypercore.replication import Peer as Peer
+    from hypercore.peer import Peer as Peer
     from hypercore.session import Replication as Replication
     from hypercore.storage import RandomAccess as RandomAccess
     from hypercore.storage import Storage as Storage
@@ -102,7 +102,7 @@ _NAMES = {
     "extensions": ("Extension",),
     "keys": ("decode_key", "encode_z32"),
     "log.manifest": ("Manifest",),
-    "replication": ("Peer",),
+    "peer": ("Peer",),
     "session": ("Replication",),
     "storage": ("RandomAccess", "Storage"),
     "streams": ("WriteStream",),

@@ -30,9 +30,10 @@ from hypercore.extensions import Extension, Extensions
 from hypercore.keys import decode_key, encode_z32
 from hypercore.log.engine import Log
 from hypercore.log.manifest import Manifest
+from hypercore.peer import Peer
 from hypercore.plugins import open_storage
 from hypercore.proofs import BlockRequest, HashRequest, Proof, ProofRequest, SeekRequest, UpgradeRequest
-from hypercore.replication import Hub, Peer
+from hypercore.replication import Hub
 from hypercore.session import Replication
 from hypercore.storage import Storage
 from hypercore.streams import WriteStream, read_blocks, read_bytes

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from hypercore.log.engine import LogChange
-from hypercore.replication import Hub, Peer
+from hypercore.peer import Peer
+from hypercore.replication import Hub
 
 #: Events that a slow reader may fall behind; beyond that the oldest go, since it wants the present.
 MOST_WAITING_EVENTS: Final = 10_000

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from hypercore.errors import ClosedError, OptionError
+from hypercore.peer import Peer
 from hypercore.protocol.messages import Extension as ExtensionMessage
-from hypercore.replication import Hub, Peer
+from hypercore.replication import Hub
 
 #: As large as the largest block: a frame holds that, and a name of any sense.
 MAX_PAYLOAD_SIZE: Final = 15 * 1024 * 1024

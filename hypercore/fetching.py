@@ -31,7 +31,8 @@ from hypercore.protocol.remote import Ask, AskKind, Demand, RemotePeer
 from hypercore.protocol.replicator import UnaskedPartError
 
 if TYPE_CHECKING:
-    from hypercore.replication import Hub, Peer
+    from hypercore.peer import Peer
+    from hypercore.replication import Hub
 
 #: Unasked proofs of a conflict that are looked at, one signature check each; later ones are dropped.
 MOST_CONFLICT_PROOFS: Final = 8

@@ -22,6 +22,7 @@ from hypercore.errors import (
     StreamClosedError,
     TransportError,
 )
+from hypercore.peer import Peer
 from hypercore.protocol.connection import Channel, Connection
 from hypercore.protocol.events import (
     ChannelClosed,
@@ -34,7 +35,7 @@ from hypercore.protocol.events import (
     PeerFinished,
 )
 from hypercore.protocol.messages import Message
-from hypercore.replication import Hub, Peer
+from hypercore.replication import Hub
 from hypercore.transport import ByteStream
 
 #: How often time-outs are looked at; they are all of several seconds.

@@ -15,9 +15,10 @@ from typing import Final
 from hypercore.errors import BlockIndexError, BlockNotAvailableError, ClosedError, CorruptError
 from hypercore.log.engine import Log, LogChange
 from hypercore.log.seek import Found
+from hypercore.peer import GROWING, STORING, Peer
 from hypercore.proofs import Proof, ProofRequest
 from hypercore.protocol.remote import Demand, RemotePeer
-from hypercore.replication import GROWING, STORING, Hub, Peer
+from hypercore.replication import Hub
 
 #: A peer that claims to be longer but shows nothing for this long is not waited for.
 SETTLING_SECONDS: Final = 10.0

@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from hypercore import replication, waiting
+from hypercore import peer as peer_module
+from hypercore import waiting
 from hypercore.core import Hypercore
 from hypercore.errors import BlockIndexError, BlockNotAvailableError, PeerClosedError, ProtocolError
+from hypercore.peer import MOST_WAITING_RANGES
 from hypercore.proofs import BlockRequest, Proof, ProofRequest, UpgradeRequest
 from hypercore.protocol.messages import Bitfield, Cancel, Data, NoData, Range, Request, Sync
 from hypercore.protocol.remote import RemotePeer
 from hypercore.protocol.replicator import HOT_SWAP_SECONDS, MOST_CONFLICT_CHECKS
-from hypercore.replication import MOST_WAITING_RANGES
 from tests.replication.hostile import Stranger
 from tests.replication.links import eventually, link
 from tests.running import run
@@ -301,7 +302,7 @@ def test_a_get_does_not_wait_for_a_peer_that_lied_and_cannot_clear_itself() -> N
 
 def test_a_peer_that_floods_requests_and_reads_no_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr(replication, "SEND_AHEAD_BYTES", 64 * 1024)
+        monkeypatch.setattr(peer_module, "SEND_AHEAD_BYTES", 64 * 1024)
         async with await writer_of(5) as writer:
             stranger = await Stranger(writer, buffer_is_read=False).opened()
             number = 0

@@ -13,12 +13,12 @@ import pytest
 
 from hypercore.core import Hypercore
 from hypercore.errors import BlockNotAvailableError, ProtocolError
+from hypercore.peer import MOST_WIDE_CHANGES, PEER_MEMORY_BYTES, SEND_AHEAD_BYTES
 from hypercore.proofs import BlockRequest, HashRequest, Node, Proof, ProofRequest, SeekRequest, UpgradeRequest
 from hypercore.protocol import messages
 from hypercore.protocol.messages import Bitfield, Cancel, Data, Extension, NoData, Range, Request, Sync, Unwant, Want
 from hypercore.protocol.remote import AskKind
 from hypercore.protocol.replicator import ANSWER_TIMEOUT_SECONDS, MOST_TIMEOUTS
-from hypercore.replication import MOST_WIDE_CHANGES, PEER_MEMORY_BYTES, SEND_AHEAD_BYTES
 from hypercore.serving import MOST_INVALID_REQUESTS, MOST_WAITING_REQUESTS
 from tests.replication.hostile import Stranger
 from tests.replication.links import eventually, link

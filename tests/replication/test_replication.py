@@ -12,9 +12,9 @@ from hypercore.core import Hypercore
 from hypercore.crypto import KeyPair
 from hypercore.errors import BlockIndexError, BlockNotAvailableError, ClosedError, ProofNotHeldError, WaitTimeoutError
 from hypercore.events import Appended, Downloaded, PeerAdded, PeerRemoved, Truncated
+from hypercore.peer import Peer
 from hypercore.proofs import Proof, ProofRequest
 from hypercore.protocol.messages import Range
-from hypercore.replication import Peer
 from tests.replication.hostile import Stranger
 from tests.replication.links import Link, eventually, link
 from tests.running import run
