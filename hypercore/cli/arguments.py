@@ -19,8 +19,8 @@ DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 _DESCRIPTION: Final = """\
 A secure append-only log: one writer signs it, any number of readers fetch and verify it.
 
-A STORAGE is a folder (./log, /srv/log) or an address such as redis://host/0 or s3://bucket/log; an ADDRESS of a peer
-is tcp://host:port. `hypercore plugins` lists what is installed."""
+A STORAGE is a folder (./log, /srv/log) or the address of another backend, scheme:place; an ADDRESS of a peer is
+tcp://host:port. `hypercore plugins` lists what is installed."""
 
 _EPILOG: Final = """\
 examples:
@@ -128,18 +128,18 @@ def build_parser() -> argparse.ArgumentParser:
         "Copies the blocks that SRC holds; each is verified on its way. The copy is a reader's: it can be served and "
         "read, and not appended to. Interrupted, the same command goes on where it was. --with-secret-key makes DST "
         "a writer; then only one of the two may ever append again, or readers will see two histories and stop.",
-        "hypercore copy ./log s3://bucket/log",
-        "hypercore copy ./log /mnt/backup/log --with-secret-key",
+        "hypercore copy ./log /mnt/backup/log",
+        "hypercore copy ./log ./moved --with-secret-key",
     )
-    copy.add_argument("source", metavar="SRC", type=_address)
-    copy.add_argument("destination", metavar="DST", type=_address)
+    copy.add_argument("source", metavar="SRC", type=_address, help="the storage that holds the log")
+    copy.add_argument("destination", metavar="DST", type=_address, help="an empty one, or an older copy")
     copy.add_argument("--with-secret-key", action="store_true", help="DST can be appended to")
     _add_timeout(copy)
 
     commands.add(
         "plugins",
         "list the storage backends and transports that are installed",
-        "Also those that are broken or switched off (HYPERCORE_DISABLE_PLUGINS=s3,lan), and why.",
+        "Also those that are broken or switched off (HYPERCORE_DISABLE_PLUGINS=name,name), and why.",
         "hypercore plugins",
         "hypercore plugins --json",
     )
@@ -151,13 +151,19 @@ def _add_network_commands(commands: _Commands) -> None:
         "serve",
         "offer a log to peers until interrupted",
         "Prints the addresses that peers may dial; port 0 means any free one. With --json the first line is "
-        '{"key":...,"discovery_key":...,"addresses":[...]}. Holds the writer\'s lock of STORAGE.',
+        '{"key":...,"discovery_key":...,"addresses":[...]}. Nobody else can append to STORAGE '
+        "meanwhile: a program that appends serves its log itself, as examples/writer.py does.",
         "hypercore serve ./log --listen tcp://0.0.0.0:4977",
         "hypercore serve ./log --listen tcp://127.0.0.1:0 --json",
     )
     _add_storage(serve)
     serve.add_argument(
-        "--listen", metavar="ADDRESS", action="append", required=True, type=_address, help="may be given again"
+        "--listen",
+        metavar="ADDRESS",
+        action="append",
+        required=True,
+        type=_address,
+        help="tcp://host:port to be dialled at; may be repeated",
     )
 
     clone = commands.add(
@@ -232,7 +238,13 @@ def _add_peer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", metavar="KEY", type=_key, help="64 hex digits or 52 letters of z-base-32")
     _add_storage(parser)
     parser.add_argument(
-        "--from", metavar="ADDRESS", dest="peers", action="append", required=True, type=_address, help="may be repeated"
+        "--from",
+        metavar="ADDRESS",
+        dest="peers",
+        action="append",
+        required=True,
+        type=_address,
+        help="tcp://host:port of a peer; may be repeated",
     )
     _add_timeout(parser)
 

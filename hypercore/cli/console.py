@@ -102,6 +102,7 @@ class Input:
 
     def __init__(self, path: str) -> None:
         self._owned = path != "-"
+        self._name = path if self._owned else "standard input"
         self._descriptor = _Descriptor(os.open(path, os.O_RDONLY) if self._owned else 0, select.POLLIN)
         status = os.fstat(self._descriptor.number)
         #: Bytes in it, when that is known before it is read.
@@ -115,6 +116,9 @@ class Input:
                 return os.read(self._descriptor.number, size)
             except BlockingIOError:
                 continue
+            except OSError as error:
+                error.filename = self._name
+                raise
 
     def close(self) -> None:
         if self._owned:
@@ -168,6 +172,7 @@ class Output:
             except OSError as error:
                 if error.errno in (errno.EPIPE, errno.ECONNRESET):
                     raise OutputClosedError from error
+                error.filename = "standard output"
                 raise
 
     def watch_closing(self, call: Callable[[], object]) -> None:

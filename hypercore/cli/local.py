@@ -10,7 +10,7 @@ from typing import Any, Final
 from hypercore.cli.console import CommandError, Input, Output, Progress, count_of
 from hypercore.core import Hypercore
 from hypercore.crypto import KeyPair
-from hypercore.errors import StorageMissingError
+from hypercore.errors import BlockNotAvailableError, StorageMissingError
 from hypercore.log.engine import MAX_BLOCK_SIZE, Log
 from hypercore.plugins import PluginInfo, list_plugins, open_storage
 from hypercore.urls import hide_secrets
@@ -60,6 +60,11 @@ async def append(options: argparse.Namespace, output: Output) -> None:
     count = size = 0
     try:
         async with Hypercore(options.storage, create_if_missing=False) as core:
+            if not core.writable:  # Told before anybody types a line.
+                where = hide_secrets(options.storage)
+                raise CommandError(
+                    f"{where} is a copy: its writer's secret key is not here, so nothing can be appended"
+                )
             batches = lines_of(source) if options.lines else chunks_of(source, options.chunk)
             try:
                 async for batch in batches:
@@ -129,8 +134,11 @@ async def _read_fully(source: Input, size: int) -> bytes:
 async def cat(options: argparse.Namespace, output: Output) -> None:
     async with reader_of(options.storage) as core:
         end = core.length if options.end is None else options.end
-        if end > core.length or options.start > end:
-            raise CommandError(f"blocks {options.start} to {end} were asked for; the log has {core.length} blocks")
+        for name, bound in (("--start", options.start), ("--end", end)):
+            if bound > core.length:
+                raise CommandError(f"{name} {bound}: {_the_log_has(core)}")
+        if options.start > end:
+            raise CommandError(f"blocks {options.start} to {end} are no range")
         # What goes to a terminal or a pager is its own progress.
         progress = Progress("blocks", quiet=options.json or not output.is_file)
         for index in range(options.start, end):
@@ -144,12 +152,19 @@ async def cat(options: argparse.Namespace, output: Output) -> None:
 async def get(options: argparse.Namespace, output: Output) -> None:
     async with reader_of(options.storage) as core:
         if options.index >= core.length:
-            raise CommandError(f"block {options.index} does not exist; the log has {count_of(core.length, 'block')}")
+            raise CommandError(f"block {options.index} does not exist; {_the_log_has(core)}")
         await _print_block(core, options.index, output)
 
 
+def _the_log_has(core: Hypercore) -> str:
+    return f"the log has {count_of(core.length, 'block')}"
+
+
 async def _print_block(core: Hypercore, index: int, output: Output) -> None:
-    block = await core.get_raw(index)
+    try:
+        block = await core.get_raw(index)
+    except BlockNotAvailableError:
+        raise CommandError(f"block {index} is not stored here; `hypercore clone` fetches it from a peer") from None
     if output.as_json:
         await output.value({"index": index, "size": len(block), "hex": block.hex()})
     else:

@@ -8,7 +8,8 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from hypercore.cli.console import CommandError, Output, Progress, complain, count_of
@@ -16,11 +17,11 @@ from hypercore.cli.local import check_persistent, reader_of
 from hypercore.core import Hypercore
 from hypercore.downloads import Download
 from hypercore.duplex import stream_pair
-from hypercore.errors import BlockNotAvailableError, WaitTimeoutError
+from hypercore.errors import BlockNotAvailableError, FormatError, ProtocolError, StorageError, WaitTimeoutError
 from hypercore.events import PeerAdded, PeerRemoved
 from hypercore.log.engine import LogChange
 from hypercore.swarm import Swarm
-from hypercore.urls import hide_secrets
+from hypercore.urls import Address, hide_secrets, parse_address
 
 #: How often a wait looks whether it is stuck.
 TICK_SECONDS: Final = 0.1
@@ -108,15 +109,15 @@ async def copy(options: argparse.Namespace, output: Output) -> None:
     began = time.monotonic()
     check_persistent(options.source, options.destination)
     from_, to = hide_secrets(options.source), hide_secrets(options.destination)
-    if options.source == options.destination:
+    if _place(options.source) == _place(options.destination):
         raise CommandError(f"{from_} is both the source and the destination")
-    async with reader_of(options.source) as source:
+    async with _named(reader_of(options.source), from_) as source:
         keys: dict[str, Any] = {}
         if options.with_secret_key:
             if source.key_pair is None:
                 raise CommandError(f"{from_} has no secret key to copy")
             keys = {"key_pair": source.key_pair, "manifest": source.manifest}
-        async with Hypercore(options.destination, source.key, **keys) as core:
+        async with _named(Hypercore(options.destination, source.key, **keys), to) as core:
             if (core.fork, core.length) > (source.fork, source.length):
                 raise CommandError(
                     f"{to} is ahead: {count_of(core.length, 'block')} of fork {core.fork}, "
@@ -130,6 +131,23 @@ async def copy(options: argparse.Namespace, output: Output) -> None:
                     await _catch_up(core, source, options.timeout)
                     await _fetch(core, lambda: _held(source), options.timeout, progress, source=source)
             await _summary("copied", core, began, output)
+
+
+def _place(address: str) -> Address:
+    """The address, with one name for one folder."""
+    place = parse_address(address)
+    return replace(place, path=os.path.realpath(place.path)) if place.scheme == "file" else place
+
+
+@contextlib.asynccontextmanager
+async def _named(core: Hypercore, where: str) -> AsyncIterator[Hypercore]:
+    """`core`, open; when it cannot be opened, of two storages it is said which."""
+    try:
+        await core.ready()
+    except (StorageError, FormatError) as error:
+        raise CommandError(f"{where}: {error}") from error
+    async with core:
+        yield core
 
 
 @contextlib.contextmanager
@@ -154,6 +172,10 @@ def _held(core: Hypercore) -> Iterator[tuple[int, int]]:
 
 async def _summary(done: str, core: Hypercore, began: float, output: Output) -> None:
     seconds = time.monotonic() - began
+    stored = core.hub.log.bitfield.count(0, core.length)
+    much = f"{count_of(stored, 'block')}, {count_of(core.byte_length, 'byte')}"
+    if stored < core.length:  # A copy of what had holes itself.
+        much = f"{stored:,} of {count_of(core.length, 'block')}, all that the source holds"
     await output.report(
         {
             "key": core.key.hex(),
@@ -162,8 +184,7 @@ async def _summary(done: str, core: Hypercore, began: float, output: Output) -> 
             "fork": core.fork,
             "seconds": round(seconds, 3),
         },
-        f"{done} {count_of(core.length, 'block')}, {count_of(core.byte_length, 'byte')}, every one verified, "
-        f"in {seconds:.2f} seconds",
+        f"{done} {much}, every one verified, in {seconds:.2f} seconds",
     )
 
 
@@ -173,7 +194,7 @@ async def _meet(core: Hypercore, swarm: Swarm, options: argparse.Namespace, prog
     with _News(core) as news:
         while not core.peers:
             everybody_answered = not core.hub.may_have_peers and len(swarm.connections()) == len(options.peers)
-            reasons = "; ".join(_reason(swarm, address) for address in options.peers)
+            reasons = "; ".join(_reason(swarm, address, options.peers) for address in options.peers)
             if time.monotonic() >= ends or everybody_answered:
                 raise CommandError(f"nobody delivers core {core.key.hex()}: {reasons}")
             progress.say(f"waiting for a peer: {reasons}")
@@ -182,10 +203,17 @@ async def _meet(core: Hypercore, swarm: Swarm, options: argparse.Namespace, prog
         await core.update(timeout=options.timeout)
 
 
-def _reason(swarm: Swarm, address: str) -> str:
-    """Why there is no peer at `address`."""
+def _reason(swarm: Swarm, address: str, addresses: Sequence[str]) -> str:
+    """Why there is no peer at `address`, one of the `addresses` that are dialled."""
     error = swarm.dial_errors.get(address)
-    return f"{address} does not have it" if error is None else str(error)
+    if isinstance(error, ProtocolError):
+        return f"{address} is no peer that we understand: {error}"
+    if error is not None:
+        return str(error) if address in str(error) else f"{address}: {error}"
+    answered = [connection.remote_address for connection in swarm.connections()]
+    if address in answered or len(answered) == len(addresses):
+        return f"{address} does not have it"
+    return f"{address} has not answered yet; is it a peer?"
 
 
 async def _catch_up(core: Hypercore, source: Hypercore, timeout_seconds: float) -> None:
@@ -232,7 +260,10 @@ async def _finish(
     fork, stored, since = core.fork, -1, 0.0
     while not download.is_done and core.fork == fork:
         count = core.hub.log.bitfield.count(0, core.length)
-        progress.show(count, core.length)
+        if core.peers:
+            progress.show(count, core.length)
+        else:
+            progress.say(f"{count:,} of {core.length:,} blocks; the peer is gone, and is dialled again")
         damage = tuple(source.hub.warnings) if source is not None else ()
         if count != stored:
             stored, since = count, time.monotonic()

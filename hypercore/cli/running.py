@@ -84,7 +84,8 @@ def _named(error: HypercoreError, options: argparse.Namespace) -> str:
     message = str(error) or type(error).__name__
     if isinstance(error, (StorageError, FormatError)) and "storage" in options:
         where = hide_secrets(options.storage)
-        return message if where in message else f"{where}: {message}"
+        # A place such as "." is in every message.
+        return message if where.strip("./") and where in message else f"{where}: {message}"
     return message
 
 

@@ -90,7 +90,9 @@ async def inspect(storage: Storage) -> Inspection:
         shown = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
         if names & _CORESTORE:
             raise ForeignStorageError(f"this storage holds a whole corestore ({shown}), not one core")
-        raise ForeignStorageError(f"this storage is not empty and holds no core: {shown} is here; use an empty one")
+        raise ForeignStorageError(
+            f"this storage is not empty and holds no core: {shown} is here; a new core needs an empty one"
+        )
     return Inspection(sizes=sizes, oplog=data, image=image, header=header, external=external)
 
 
@@ -145,7 +147,9 @@ async def load(
     header, image = inspection.header, inspection.image
     assert header is not None
     if key is not None and header.key != key:
-        raise StorageConflictError(f"this storage holds core {header.key.hex()}, not {key.hex()}")
+        raise StorageConflictError(
+            f"this storage holds core {header.key.hex()}, not {key.hex()}; each core needs a storage of its own"
+        )
     for finding in image.findings:
         if finding.kind is FindingKind.UNREADABLE_ENTRY or (writing and finding.kind.forbids_writing):
             raise CorruptError(finding.message, file=OPLOG, offset=finding.offset)

@@ -144,6 +144,12 @@ def test_a_reader_s_clone_cannot_be_appended_to(tmp_path: Path) -> None:
     assert done.code == 1
     assert "secret key" in done.errors
 
+    async def told_before_anything_is_typed() -> None:
+        async with running(*HYPERCORE, "append", tmp_path / "copy", "--lines") as append:
+            assert await append.line() == ""  # Its end, while its input is open.
+
+    run(told_before_anything_is_typed())
+
 
 def test_only_one_process_may_write_and_any_may_look(tmp_path: Path) -> None:
     log = tmp_path / "log"
@@ -164,7 +170,11 @@ def test_only_one_process_may_write_and_any_may_look(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--start", "11"], "has 10 blocks"), (["--end", "11"], "has 10"), (["--start", "3", "--end", "2"], "3 to 2")],
+    [
+        (["--start", "11"], "--start 11: the log has 10 blocks"),
+        (["--end", "11"], "--end 11: the log has 10 blocks"),
+        (["--start", "3", "--end", "2"], "3 to 2"),
+    ],
 )
 def test_cat_refuses_blocks_that_do_not_exist(arguments: list[str], said: str, tmp_path: Path) -> None:
     new_log(tmp_path / "log", LINES)
@@ -196,7 +206,7 @@ def test_cat_of_a_clone_with_holes_prints_up_to_the_hole_and_names_it(tmp_path: 
     run(sparse_clone(tmp_path / "clone", 0, 1, 5))
     done = hypercore("cat", tmp_path / "clone")
     assert (done.code, done.output) == (1, b"line 0line 1")
-    assert "block 2 is not stored here" in done.errors
+    assert "block 2 is not stored here; `hypercore clone` fetches it" in done.errors
     assert hypercore("get", tmp_path / "clone", "5").output == b"line 5"
     (about,) = hypercore("info", tmp_path / "clone", "--json").json()
     assert (about["length"], about["contiguous_length"], about["stored_blocks"]) == (10, 2, 3)
@@ -382,6 +392,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     new_log(tmp_path / "log")
     done = hypercore("append", tmp_path / "log", tmp_path / "nothing")
     assert done == (1, b"", f"hypercore: {tmp_path}/nothing: No such file or directory\n")
+    assert hypercore("append", tmp_path / "log", tmp_path).errors == f"hypercore: {tmp_path}: Is a directory\n"
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -172,6 +173,40 @@ def test_a_key_that_the_peer_does_not_have_is_told_at_once(tmp_path: Path) -> No
                 assert done.errors == f"hypercore: nobody delivers core {wrong}: {address} does not have it\n"
 
     run(scene())
+
+
+@pytest.mark.parametrize(
+    ("greeting", "said"),
+    [(b"", "has not answered yet"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no peer that we understand")],
+)
+def test_a_server_of_something_else_is_told_from_a_peer(greeting: bytes, said: str, tmp_path: Path) -> None:
+    async def scene() -> None:
+        async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(greeting)
+            visitors.append(writer)
+
+        visitors: list[asyncio.StreamWriter] = []
+        server = await asyncio.start_server(greet, "127.0.0.1", 0)
+        address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with running(*cloning("ab" * 32, tmp_path / "clone", address), "--timeout", "1") as clone:
+            done = await clone.done()
+            assert (done.code, done.output) == (1, b"")
+            assert f"{address} {said}" in done.errors
+        server.close()
+        for writer in visitors:
+            writer.close()
+
+    run(scene())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:4977", "localhost:4977"])
+def test_an_address_without_a_scheme_is_told_at_once(address: str, tmp_path: Path) -> None:
+    new_log(tmp_path / "log", LINES)
+    for arguments in (("serve", tmp_path / "log", "--listen"), ("clone", "ab" * 32, tmp_path / "clone", "--from")):
+        done = hypercore(*arguments, address)
+        assert (done.code, done.output) == (2, b"")
+        assert "'tcp://host:port'" in done.errors
+        assert done.errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["clone", "follow"])
@@ -349,9 +384,11 @@ def test_follow_ends_when_nobody_reads_it_any_more(program: tuple[str, ...]) -> 
 
 def test_a_copy_onto_itself_is_refused(tmp_path: Path) -> None:
     new_log(tmp_path / "log", ["one"])
-    result = hypercore("copy", tmp_path / "log", tmp_path / "log")
-    assert result.code == 1
-    assert "both the source and the destination" in result.errors
+    (tmp_path / "alias").symlink_to(tmp_path / "log")
+    for same in ("log", "log/", "./log", "alias"):
+        result = hypercore("copy", tmp_path / "log", f"{tmp_path}/{same}")
+        assert result.code == 1
+        assert "both the source and the destination" in result.errors
 
 
 def test_a_copy_is_the_same_log_without_the_secret_key(tmp_path: Path) -> None:
@@ -389,7 +426,9 @@ def test_a_copy_keeps_the_holes_of_its_source(tmp_path: Path) -> None:
             await serve_with_holes(tmp_path / "holes", origin, 0, 1, 50, 99)
 
     run(scene())
-    assert hypercore("copy", tmp_path / "holes", tmp_path / "copy").code == 0
+    copied = hypercore("copy", tmp_path / "holes", tmp_path / "copy")
+    assert copied.code == 0
+    assert copied.output.startswith(b"copied 4 of 100 blocks, all that the source holds")
     (about,) = hypercore("info", tmp_path / "copy", "--json").json()
     assert (about["length"], about["stored_blocks"]) == (100, 4)
     assert hypercore("get", tmp_path / "copy", "50").output == b"line 50"
@@ -423,7 +462,7 @@ def test_a_copy_is_not_made_over_a_newer_one_or_another_log(tmp_path: Path) -> N
     assert "is ahead" in ahead.errors
     other = hypercore("copy", tmp_path / "log", tmp_path / "other")
     assert other.code == 1
-    assert "holds core" in other.errors
+    assert f"{tmp_path / 'other'}: this storage holds core" in other.errors
     assert folder_bytes(tmp_path) == before
 
 

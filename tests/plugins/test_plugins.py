@@ -117,7 +117,7 @@ def test_an_unknown_scheme_says_what_there_is_and_how_a_folder_is_written() -> N
 
 @pytest.mark.parametrize("address", ["127.0.0.1:4977", "localhost:4977", "4977"])
 def test_a_peer_without_a_scheme_is_told_how_it_is_written(address: str) -> None:
-    with pytest.raises(UnknownSchemeError, match="known are .*tcp.*'tcp://host:port'"):
+    with pytest.raises(UnknownSchemeError, match=r"known are .*tcp.*'tcp://host:port'"):
         open_transport(address)
 
 
