@@ -152,6 +152,7 @@ const commands = {
     const core = key ? new Hypercore(storage, bytes(key), options) : new Hypercore(storage, options)
     core.on('truncate', (length, fork) => say({ event: 'truncate', core: name, length, fork }))
     core.on('conflict', length => say({ event: 'conflict', core: name, length }))
+    core.on('close', () => { if (cores.get(name) === core) cores.delete(name) }) // after a conflict, by itself
     await core.ready()
     cores.set(name, core)
     for (const { stream } of links) core.replicate(stream)
@@ -205,11 +206,14 @@ const commands = {
     return { count: ended.length }
   },
 
-  /** `text`, `hex`, `blocks` (a batch, each hex), or `count` blocks of `size` bytes. */
-  async append ({ core, text, hex: data, blocks, count, size }) {
+  /**
+   * `text`, `hex`, `blocks` (a batch, each hex), or `count` blocks of `size` bytes. With `blocks` may come a
+   * `signature` (hex) made elsewhere, for cores that need several signers.
+   */
+  async append ({ core, text, hex: data, blocks, signature, count, size }) {
     const target = coreOf({ core })
     if (count !== undefined) await fill(target, count, size)
-    else if (blocks !== undefined) await target.append(blocks.map(bytes))
+    else if (blocks !== undefined) await target.append(blocks.map(bytes), signature ? { signature: bytes(signature) } : {})
     else await target.append(data === undefined ? Buffer.from(text) : bytes(data))
     return describe(target)
   },
