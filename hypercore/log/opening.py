@@ -171,6 +171,9 @@ async def load(
     nodes = NodeStore(file, authority.tree_hash)
     roots = await _checked_roots(nodes, authority, replayed, warnings)
     nodes.set_roots(roots, replayed.length)
+    if header.contiguous_length and not inspection.sizes.get(BITFIELD):
+        # It is written before the header that counts on it.
+        warnings.append(f"file {BITFIELD} is lost, and with it which blocks are stored here: none of them are known")
     bitfield = await _read_bitfield(storage, inspection.sizes.get(BITFIELD, 0), replayed)
     await _drop_strays(bitfield, nodes, replayed.length)
     state = LogState(

@@ -335,6 +335,15 @@ def test_without_a_bitfield_nothing_is_here() -> None:
     run(scenario())
 
 
+def test_a_lost_bitfield_is_told_and_one_that_never_was_is_not() -> None:
+    async def scenario() -> None:
+        for files, is_lost in ((without(FLUSHED, "bitfield"), True), (FLUSHED, False), (flushed(0), False)):
+            log = await Log.open(Disk(files).storage(), read_only=True)
+            assert [("bitfield is lost" in warning) for warning in log.warnings] == [True] * is_lost
+
+    run(scenario())
+
+
 def test_bits_above_the_length_are_no_blocks_and_never_become_any() -> None:
     async def scenario() -> None:
         files = FLUSHED | {"bitfield": b"\xff" * 8192}
