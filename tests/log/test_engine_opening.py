@@ -336,8 +336,10 @@ def test_without_a_bitfield_nothing_is_here() -> None:
 
 
 def test_a_lost_bitfield_is_told_and_one_that_never_was_is_not() -> None:
+    never_was = flushed(0)
+
     async def scenario() -> None:
-        for files, is_lost in ((without(FLUSHED, "bitfield"), True), (FLUSHED, False), (flushed(0), False)):
+        for files, is_lost in ((without(FLUSHED, "bitfield"), True), (FLUSHED, False), (never_was, False)):
             log = await Log.open(Disk(files).storage(), read_only=True)
             assert [("bitfield is lost" in warning) for warning in log.warnings] == [True] * is_lost
 
