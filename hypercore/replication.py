@@ -6,19 +6,20 @@ Shell floor. What one peer says and is told is `peer`'s; what to ask of whom is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hypercore.bitfield import Bitfield
-from hypercore.errors import ProtocolError
+from hypercore.errors import HypercoreError, ProtocolError
 from hypercore.log.engine import Log, LogChange
 from hypercore.peer import Peer
-from hypercore.proofs import ProofRequest, UpgradeRequest
+from hypercore.proofs import Proof, ProofRequest, UpgradeRequest
 from hypercore.protocol import messages
 from hypercore.protocol.connection import Channel
 from hypercore.protocol.remote import RemotePeer
-from hypercore.protocol.replicator import Replicator
+from hypercore.protocol.replicator import FEWEST_ASKS, Replicator
 
 if TYPE_CHECKING:
     from hypercore.session import Replication
@@ -159,12 +160,16 @@ class Hub:
         if self.is_stopped:
             return
         log = self.log
-        ours = await log.prove(
-            ProofRequest(log.fork, upgrade=UpgradeRequest(0, min(length, log.length)), manifest=True)
-        )
+        request = ProofRequest(log.fork, upgrade=UpgradeRequest(0, min(length, log.length)), manifest=True)
+        ours: Proof | None = None
+        with contextlib.suppress(HypercoreError):  # A sparse copy may not hold all that shows it.
+            ours = await log.prove(request)
+        if self.is_stopped:
+            return
         self.frozen = True
-        for each in self.peers:
-            each.channel.send(messages.Data(0, ours))
+        if ours is not None:
+            for each in self.peers:
+                each.channel.send(messages.Data(0, ours))
         self.warn(f"{peer} proved that two different histories were signed; replication has stopped")
         self._leave_sessions()
 
@@ -175,6 +180,15 @@ class Hub:
             peer.session.fail(ProtocolError(reason))
 
     # ---- news ----
+
+    def pump_for(self, index: int) -> None:
+        """Let somebody ask for block `index` who says that he has it; everybody when nobody is known to."""
+        for peer in self.peers:
+            remote = peer.remote
+            if remote.has(index) and remote.length > index and not remote.paused and len(remote.asks) < FEWEST_ASKS:
+                peer.session.wake()
+                return
+        self.pump()
 
     def pump(self) -> None:
         """Let every connection look for something to ask or say."""

@@ -88,6 +88,8 @@ class Replication:
         self._failed: set[bytes] = set()
         self._turn = 0
         self._received_bytes = 0
+        #: The reader waits for the peer, and not for our storage.
+        self._is_reading = True
         self._is_open = False
         self._is_awake = True
         self._sleeper: asyncio.Future[None] | None = None
@@ -127,7 +129,10 @@ class Replication:
         hub.sessions.add(self)
         hub.opening[self] = self.now() + OPENING_SECONDS
         if self._is_open:
-            self._connection.open_channel(hub.log.key)
+            try:
+                self._connection.open_channel(hub.log.key)
+            except ProtocolError as error:
+                self.fail(error)  # The peer had offered this core without knowing its key.
             self.wake()
 
     def remove(self, hub: Hub) -> None:
@@ -281,7 +286,7 @@ class Replication:
     async def _clean_up(self) -> None:
         for channel, peer in list(self._peers.items()):
             self._peers.pop(channel)
-            self._hubs[channel.discovery_key].detach(peer)
+            peer.hub.detach(peer)
         for hub in self._hubs.values():
             hub.sessions.discard(self)
             hub.opening_ended(self)
@@ -298,15 +303,16 @@ class Replication:
         self._ticker = self._loop.call_later(TICK_SECONDS, self._tick)
         now = self.now()
         try:
-            self._connection.handle_timeout(now)
+            self._connection.handle_timeout(now, is_reading=self._is_reading)
         except ProtocolError as error:
             self.fail(error)
             return
-        is_sending = self._received_bytes >= PROGRESS_BYTES
+        # A long answer may be on its way, or wait until we have stored the one before it.
+        is_answering = self._received_bytes >= PROGRESS_BYTES or not self._is_reading
         self._received_bytes = 0
         for peer in list(self._peers.values()):
-            if is_sending:
-                peer.remote.answered_at = now  # A long answer is on its way.
+            if is_answering:
+                peer.remote.answered_at = now
             peer.expire(now)
         for hub in self._hubs.values():
             if hub.opening.get(self, now) < now:
@@ -316,7 +322,9 @@ class Replication:
     async def _read(self) -> None:
         connection, receive = self._connection, self._stream.receive
         while True:
+            self._is_reading = True
             data = await receive()
+            self._is_reading = False
             self._received_bytes += len(data)
             try:
                 if data:

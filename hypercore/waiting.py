@@ -56,7 +56,7 @@ class Waiting:
         """Block `index`, from a peer. Raises `BlockNotAvailableError` when nobody is left who could bring it."""
         log, hub = self._log, self._hub
         hub.replicator.want_block(index)
-        hub.pump()
+        hub.pump_for(index)
         try:
             while True:
                 if self._is_closed:

@@ -183,9 +183,10 @@ class Connection:
             return None
         return 0.0 if self._started_at is None else self._now + TICK_SECONDS
 
-    def handle_timeout(self, now: float) -> None:
+    def handle_timeout(self, now: float, *, is_reading: bool = True) -> None:
         """Let time pass. `now` are seconds on any clock that never goes back; the first call starts the clock.
 
+        `is_reading` is false while the application has no time to receive: then the peer's silence is ours.
         Silence is measured to within a tick (a second). May queue a keepalive: look at `data_to_send` afterwards.
         Raises `ProtocolError` when the handshake takes too long or the peer was silent for too long.
         """
@@ -193,7 +194,7 @@ class Connection:
         if self._started_at is None:
             self._started_at = self._received_at = self._sent_at = now
         self._now = now
-        if self._received or self._peer_finished or self.is_paused:
+        if self._received or self._peer_finished or self.is_paused or not is_reading:
             self._received, self._received_at = False, now
         if self._sent:
             self._sent, self._sent_at = False, now

@@ -373,6 +373,16 @@ def test_a_silent_peer_is_ended_after_thirty_seconds() -> None:
     assert initiator.error is caught.value
 
 
+def test_a_peer_that_we_do_not_listen_to_is_not_silent() -> None:
+    initiator, _, _, _ = opened()
+    initiator.handle_timeout(0.0)
+    for second in range(1, 100):
+        initiator.handle_timeout(float(second), is_reading=False)
+    tick(initiator, until=129.0 - 0.5)
+    with pytest.raises(PeerTimeoutError):
+        tick(initiator, until=131.0)
+
+
 def test_a_keepalive_is_a_sign_of_life() -> None:
     initiator, _, responder, _ = opened()
     initiator.handle_timeout(0.0)

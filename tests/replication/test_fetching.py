@@ -12,7 +12,7 @@ import pytest
 from hypercore import peer as peer_module
 from hypercore import waiting
 from hypercore.core import Hypercore
-from hypercore.errors import BlockIndexError, BlockNotAvailableError, PeerClosedError, ProtocolError
+from hypercore.errors import BlockIndexError, BlockNotAvailableError, PeerClosedError, ProofNotHeldError, ProtocolError
 from hypercore.peer import MOST_WAITING_RANGES
 from hypercore.proofs import BlockRequest, Proof, ProofRequest, UpgradeRequest
 from hypercore.protocol.messages import Bitfield, Cancel, Data, NoData, Range, Request, Sync
@@ -217,6 +217,25 @@ def test_a_conflict_is_shown_to_every_peer_before_its_channel_closes() -> None:
                     assert shown.request_id == 0
                     assert await other.hub.log.conflicts(shown.proof)
                     await stranger.close()
+
+    run(main())
+
+
+def test_a_copy_that_cannot_show_its_own_history_stops_all_the_same() -> None:
+    async def main() -> None:
+        async with await writer_of(7) as writer, Hypercore("memory:", key_pair=writer.key_pair) as other:
+            await other.append([b"other %d" % index for index in range(12)])
+            async with Hypercore("memory:", writer.key) as sparse:
+                await writer.append("eighth")
+                await link(writer, sparse)
+                await sparse.update()
+                stranger = await Stranger(sparse).opened()
+                with pytest.raises(ProofNotHeldError):
+                    await sparse.proof(upgrade=UpgradeRequest(0, 6))
+                await stranger.send(Data(0, await other.proof(upgrade=UpgradeRequest(0, 6))))
+                await eventually(lambda: sparse.hub.frozen)
+                assert not sparse.peers
+                await stranger.close()
 
     run(main())
 
