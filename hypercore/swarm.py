@@ -37,7 +37,8 @@ class Swarm:
     """Finds and keeps connections.
 
     `addresses` are listened on: `tcp://0.0.0.0:4977`, `tcp://[::1]:0`, `pipe:name`. `peers` are dialled and, when the
-    connection ends, dialled again. `key_pair` names this program to its peers (a fresh one otherwise).
+    connection ends, dialled again; `dial_errors` says of each that cannot be reached why, and nothing else does.
+    `key_pair` names this program to its peers (a fresh one otherwise).
 
         async with Hypercore("./reader", key) as core, Swarm(peers=["tcp://writer.local:4977"]) as swarm:
             swarm.join(core)
