@@ -12,6 +12,7 @@ from hypercore.core import Hypercore
 from hypercore.errors import WaitTimeoutError
 from tests.interop.node_peer import NodePeerError
 from tests.interop.stage import (
+    FEW_SETTINGS,
     Stage,
     all_settings,
     blocks,
@@ -152,6 +153,40 @@ def test_we_follow_a_history_of_appends_and_truncations_of_nodes(stage: Stage) -
             assert await contents(reader) == written, seed
             assert (await reader.tree_hash()).hex() == info["treeHash"], seed
             download.destroy()
+
+    stage.run(main())
+
+
+@pytest.mark.parametrize("setting", [setting for setting in FEW_SETTINGS if setting.major == 11], ids=str)
+def test_a_mirror_that_node_11_cuts_off_for_asking_during_a_truncation_gets_there_by_coming_back(stage: Stage) -> None:
+    async def main() -> None:
+        stage.complaints_expected = True
+        seed = f"unpaced {stage.setting}"
+        chance = Random(seed)
+        writer = await stage.node_writer(5)
+        async with stage.core(writer.key) as reader:
+
+            async def stay_connected() -> None:
+                while True:
+                    await (await stage.connect(reader)).wait_closed()
+
+            connecting = asyncio.create_task(stay_connected())
+            mirror = reader.download()
+            written = blocks(0, 5, 20)
+            for step in range(25):
+                if written and step < 24 and chance.random() < 0.4:
+                    del written[chance.randrange(len(written)) :]
+                    await writer.command("truncate", length=len(written))
+                else:
+                    batch = [b"%d of step %d" % (number, step) for number in range(chance.randint(1, 9))]
+                    written += batch
+                    await writer.command("append", blocks=[block.hex() for block in batch])
+            info = await writer.command("info")
+            await eventually(lambda: (reader.fork, reader.contiguous_length) == (info["fork"], info["length"]))
+            assert await contents(reader) == written, seed
+            connecting.cancel()
+            await asyncio.wait([connecting])
+            mirror.destroy()
 
     stage.run(main())
 
