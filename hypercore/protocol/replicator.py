@@ -76,8 +76,9 @@ class Replicator:
         self._downloads: list[Download] = []
         self._demands: list[Demand] = []
         self._asked: dict[int, list[RemotePeer]] = {}
-        self._upgrading: RemotePeer | None = None
-        self._forking: RemotePeer | None = None
+        #: Who was asked for an upgrade, or is being followed to a fork, and since when. One does, unless it is slow.
+        self._upgrading: dict[RemotePeer, float] = {}
+        self._forking: dict[RemotePeer, float] = {}
         #: Something became free to be asked of any peer; whoever wakes the peers takes this back.
         self.is_stirred = False
         #: Called when a peer is given up, with the reason.
@@ -152,8 +153,7 @@ class Replicator:
             self._requeue(ask)
             if ask.demand is not None:
                 self.refused(peer, ask)
-        if self._forking is peer:
-            self._forking = None
+        self._forking.pop(peer, None)
         self._end_demands(peer)
         self.is_stirred = True
 
@@ -171,7 +171,7 @@ class Replicator:
         """Whether nothing more can be learned of the log's length from this peer right now."""
         if peer.paused or (peer.synced and not peer.uploading):
             return True
-        if not peer.synced or peer is self._forking:
+        if not peer.synced or peer in self._forking:
             return False
         if peer.fork > self._local.fork:
             return peer.fork in peer.refused_forks or peer.length == 0
@@ -221,7 +221,7 @@ class Replicator:
             peer.has_manifest = False
         if ask.kind is AskKind.FORK:
             peer.refused_forks.add(ask.request.fork)
-            self._forking = None
+            self._forking.pop(peer, None)
         if ask.demand is not None:
             ask.demand.tried.add(peer)
             self._offer(ask.demand)
@@ -261,8 +261,7 @@ class Replicator:
 
     def forked(self, peer: RemotePeer, fork: int, *, followed: bool) -> None:
         """The reorg to `fork` begun with this peer has ended."""
-        if self._forking is peer:
-            self._forking = None
+        self._forking.pop(peer, None)
         self.is_stirred = True
         if followed:
             # The writer's signature shows that the log was truncated; wrong answers until then are explained by that.
@@ -447,7 +446,7 @@ class Replicator:
             if wants_manifest and peer.length == 0 and not peer.asks:
                 asks.append(self._ask(peer, AskKind.MANIFEST, ProofRequest(local.fork, manifest=True), now))
             return
-        if self._upgrading is not None or not peer.can_upgrade or peer.acked_length != local.length:
+        if not peer.can_upgrade or peer.acked_length != local.length or not _may_begin(peer, self._upgrading, now):
             return
         upgrade = UpgradeRequest(local.length, peer.length - local.length)
         block = None
@@ -460,7 +459,7 @@ class Replicator:
             ask.index = local.length
             self._asked.setdefault(ask.index, []).append(peer)
             self._idle_gets.pop(ask.index, None)
-        self._upgrading = peer
+        self._upgrading[peer] = now
         asks.append(ask)
 
     def _is_wanted(self, index: int) -> bool:
@@ -474,11 +473,8 @@ class Replicator:
         )
 
     def _ask_for_fork(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
-        if self._forking is not None:
-            if self._forking is peer:
-                self._ask_for_demands(peer, now, asks)
-            return
-        if peer.length == 0 or peer.fork in peer.refused_forks:
+        self._ask_for_demands(peer, now, asks)
+        if peer.length == 0 or peer.fork in peer.refused_forks or not _may_begin(peer, self._forking, now):
             return
         local = self._local
         request = ProofRequest(
@@ -486,7 +482,7 @@ class Replicator:
             upgrade=UpgradeRequest(0, peer.length),
             manifest=local.needs_manifest and peer.has_manifest,
         )
-        self._forking = peer
+        self._forking[peer] = now
         asks.append(self._ask(peer, AskKind.FORK, request, now))
 
     def _ask_for_demands(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
@@ -518,8 +514,8 @@ class Replicator:
                     peers.remove(peer)
                 if not peers:
                     del self._asked[ask.index]
-        if ask.kind is AskKind.UPGRADE and self._upgrading is peer:
-            self._upgrading = None
+        if ask.kind is AskKind.UPGRADE:
+            self._upgrading.pop(peer, None)
             self.is_stirred = True
 
     def _requeue(self, ask: Ask) -> None:
@@ -538,6 +534,11 @@ class Replicator:
 
 class UnaskedPartError(Exception):
     """An answer holds something that was not asked for."""
+
+
+def _may_begin(peer: RemotePeer, begun: dict[RemotePeer, float], now: float) -> bool:
+    """Whether another peer may be asked for what one is asked for: when all who were asked are slow."""
+    return peer not in begun and all(now - since >= HOT_SWAP_SECONDS for since in begun.values())
 
 
 def _fits(proof: Proof, request: ProofRequest) -> bool:

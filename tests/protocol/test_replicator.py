@@ -94,6 +94,30 @@ def test_only_one_upgrade_is_in_flight_over_all_peers() -> None:
     assert [ask.kind for ask in replicator.next_asks(second, 0.0)] == [AskKind.UPGRADE]
 
 
+def test_a_slow_upgrade_is_asked_of_another_peer_too() -> None:
+    slow, quick, third = (peer_with(length, acked=5) for length in (1000, 12, 14))
+    local, replicator = set_up(5, slow, quick, third)
+    (first,) = replicator.next_asks(slow, 0.0)
+    assert replicator.next_asks(quick, HOT_SWAP_SECONDS / 2) == []
+    (second,) = replicator.next_asks(quick, HOT_SWAP_SECONDS)
+    assert second.request.upgrade == UpgradeRequest(5, 7)
+    assert replicator.next_asks(third, HOT_SWAP_SECONDS) == []
+    assert replicator.next_asks(slow, 2 * HOT_SWAP_SECONDS) == [], "the slow one is not asked twice"
+    assert replicator.answered(quick, messages.Data(second.id, Proof(0)), 1.0) is second
+    local.length = 12
+    assert replicator.answered(slow, messages.Data(first.id, Proof(0)), 1.0) is first
+
+
+def test_a_slow_witness_of_a_fork_does_not_keep_from_another() -> None:
+    slow, quick = peer_with(5, fork=1), peer_with(6, fork=1)
+    _, replicator = set_up(10, slow, quick)
+    assert [ask.kind for ask in replicator.next_asks(slow, 0.0)] == [AskKind.FORK]
+    assert replicator.next_asks(quick, HOT_SWAP_SECONDS / 2) == []
+    assert [ask.kind for ask in replicator.next_asks(quick, HOT_SWAP_SECONDS)] == [AskKind.FORK]
+    replicator.forked(quick, 1, followed=True)
+    assert replicator.settled(slow) is False, "its answer is still to come"
+
+
 def test_the_first_new_block_travels_with_the_upgrade_when_it_is_wanted() -> None:
     peer = peer_with(8, acked=7)
     _, replicator = set_up(7, peer)
