@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hypercore.errors import NotWritableError as NotWritableError
     from hypercore.errors import OptionError as OptionError
     from hypercore.errors import PluginError as PluginError
+    from hypercore.errors import ProofRequestError as ProofRequestError
     from hypercore.errors import ProtocolError as ProtocolError
     from hypercore.errors import StorageConflictError as StorageConflictError
     from hypercore.errors import StorageError as StorageError
@@ -53,7 +54,14 @@ if TYPE_CHECKING:
     from hypercore.keys import decode_key as decode_key
     from hypercore.keys import encode_z32 as encode_z32
     from hypercore.log.manifest import Manifest as Manifest
+    from hypercore.log.manifest import Prologue as Prologue
+    from hypercore.log.manifest import Signer as Signer
     from hypercore.peer import Peer as Peer
+    from hypercore.proofs import BlockRequest as BlockRequest
+    from hypercore.proofs import HashRequest as HashRequest
+    from hypercore.proofs import Proof as Proof
+    from hypercore.proofs import SeekRequest as SeekRequest
+    from hypercore.proofs import UpgradeRequest as UpgradeRequest
     from hypercore.session import Replication as Replication
     from hypercore.storage import RandomAccess as RandomAccess
     from hypercore.storage import Storage as Storage
@@ -89,6 +97,7 @@ _NAMES = {
         "NotWritableError",
         "OptionError",
         "PluginError",
+        "ProofRequestError",
         "ProtocolError",
         "StorageConflictError",
         "StorageError",
@@ -101,8 +110,9 @@ _NAMES = {
     "events": ("Appended", "CoreEvent", "Downloaded", "PeerAdded", "PeerRemoved", "Truncated"),
     "extensions": ("Extension",),
     "keys": ("decode_key", "encode_z32"),
-    "log.manifest": ("Manifest",),
+    "log.manifest": ("Manifest", "Prologue", "Signer"),
     "peer": ("Peer",),
+    "proofs": ("BlockRequest", "HashRequest", "Proof", "SeekRequest", "UpgradeRequest"),
     "session": ("Replication",),
     "storage": ("RandomAccess", "Storage"),
     "streams": ("WriteStream",),

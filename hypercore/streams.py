@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: A write stream appends once so many blocks are collected, or when it is flushed or closed.
 WRITE_BATCH_BLOCKS: Final = 256
+#: ... or so many bytes of them, so that large blocks do not pile up.
+WRITE_BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 async def read_blocks(
@@ -88,23 +90,29 @@ async def read_bytes(core: Hypercore, *, byte_offset: int, byte_length: int | No
 
 
 class WriteStream:
-    """Appends what it is given, in batches: one signature and one commit for each. Use with `async with`."""
+    """Appends what it is given, in batches: one signature and one commit for each. Use with `async with`.
+
+    What was not flushed when the `async with` block fails is dropped, as it was never acknowledged.
+    """
 
     def __init__(self, core: Hypercore, *, batch_blocks: int = WRITE_BATCH_BLOCKS) -> None:
         self._core = core
         self._batch_blocks = batch_blocks
         self._blocks: list[Any] = []
+        self._byte_count = 0
 
     async def write(self, block: Any) -> None:
         """Add one block; it is appended with its batch."""
         self._blocks.append(block)
-        if len(self._blocks) >= self._batch_blocks:
+        if isinstance(block, (bytes, bytearray, str)):
+            self._byte_count += len(block)
+        if len(self._blocks) >= self._batch_blocks or self._byte_count >= WRITE_BATCH_BYTES:
             await self.flush()
 
     async def flush(self) -> None:
         """Append what was collected."""
         if self._blocks:
-            blocks, self._blocks = self._blocks, []
+            blocks, self._blocks, self._byte_count = self._blocks, [], 0
             await self._core.append(blocks)
 
     async def __aenter__(self) -> WriteStream:
