@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -283,3 +284,25 @@ def _agrees(says: dict[str, Any], view: dict[str, Any]) -> bool:
         and blocks_below_the_length(says["have"], says["length"]) == held
         and same_user_data
     )
+
+
+STORE = json.loads((disk_vectors.FOLDER / "corestore.json").read_text())
+
+
+@pytest.mark.parametrize("core", STORE["cores"], ids=[core["label"] for core in STORE["cores"]])
+def test_a_core_of_a_corestore_opens_by_itself_with_its_names(core: dict[str, str]) -> None:
+    async def scenario() -> None:
+        folder = disk_vectors.FOLDER / "corestore" / core["path"]
+        disk = Disk({path.name: path.read_bytes() for path in folder.iterdir()})
+        before = disk.files()
+        log = await Log.open(disk.storage(), key=bytes.fromhex(core["key"]), create_if_missing=False)
+        assert log.discovery_key.hex() == core["discoveryKey"]
+        assert log.key_pair is not None
+        assert (log.key_pair.public_key.hex(), log.key_pair.secret_key.hex()) == (core["publicKey"], core["secretKey"])
+        assert log.user_data["corestore/name"].decode() == core["name"]
+        assert log.user_data["corestore/namespace"].hex() == core["namespace"]
+        assert [len(await log.get(index) or b"") > 0 for index in range(log.length)] == [True] * log.length
+        await log.aclose()
+        assert disk.files() == before
+
+    run(scenario())
