@@ -65,11 +65,9 @@ class Fetcher:
         self._forget_promises()
         for ask in asks:
             if ask.kind is AskKind.BLOCK:
-                steps = self._steps_to_promise(ask.index)
+                steps = self._steps_to_promise(ask)
                 if steps is None:
                     steps = await log.missing_nodes(2 * ask.index)
-                else:
-                    ask.counts_on_others = True
                 if steps:
                     ask.request = ProofRequest(ask.request.fork, BlockRequest(ask.index, steps))
                     self._promises[ask.id] = nodes = flat_tree.path_with_siblings(2 * ask.index, steps)
@@ -77,18 +75,19 @@ class Fetcher:
                         promised[node] = ask.id
             send(messages.Request(ask.id, ask.priority, ask.request))
 
-    def _steps_to_promise(self, index: int) -> int | None:
-        """Steps from the leaf of block `index` up to a node that an earlier request will bring, if there is one."""
+    def _steps_to_promise(self, ask: Ask) -> int | None:
+        """Steps from the leaf of the block up to a node that an earlier request will bring, if there is one."""
         promised = self._promised
         if not promised:
             return None
-        node, end, steps = 2 * index, 2 * self._log.length, 0
+        node, end, steps = 2 * ask.index, 2 * self._log.length, 0
         # Above a node that is stored all are stored, so that none of them is promised: the climb ends at the root.
-        while node not in promised:
+        while (earlier := promised.get(node)) is None:
             if flat_tree.right_span(node) >= end:
                 return None
             node = flat_tree.parent(node)
             steps += 1
+        ask.counts_on = earlier
         return steps
 
     def _forget_promises(self) -> None:
@@ -159,7 +158,7 @@ class Fetcher:
         for (ask, proof), error in zip(taken, errors, strict=True):
             if error is None:
                 self._stored(ask, proof)
-            elif ask.counts_on_others and isinstance(error, UnanchoredProofError):
+            elif ask.counts_on and isinstance(error, UnanchoredProofError):
                 waiting.append((ask, proof))
             else:
                 replicator.wrong(remote, ask)
@@ -190,15 +189,16 @@ class Fetcher:
             ask.demand.done(remote, proof)
 
     def release_hopeless(self) -> None:
-        """Ask again for what was held back and can no longer come true, because the requests it counted on are over."""
+        """Ask again for what was held back and can no longer come true, because the request it counted on is over."""
         if not self._held_back:
             return
-        oldest = min(self._remote.asks, default=None)
+        alive = set(self._remote.asks)
         size = 0
         kept: list[tuple[Ask, Proof]] = []
-        for ask, proof in self._held_back:
+        for ask, proof in sorted(self._held_back, key=lambda held: held[0].id):
             size += len(proof.block.value) if proof.block is not None else 0
-            if oldest is not None and oldest < ask.id and size <= HELD_BACK_BYTES:
+            if ask.counts_on in alive and size <= HELD_BACK_BYTES:
+                alive.add(ask.id)
                 kept.append((ask, proof))
             else:
                 self._hub.replicator.wrong(self._remote, ask)

@@ -60,8 +60,8 @@ class Ask:
     priority: int = 0
     asked_at: float = 0.0
     demand: Demand | None = None
-    #: The request asks for fewer hashes than are missing, because earlier requests will have brought the others.
-    counts_on_others: bool = False
+    #: The id of an earlier request that will bring hashes which this one does not ask for; 0 when it needs none.
+    counts_on: int = 0
 
 
 class RemotePeer:

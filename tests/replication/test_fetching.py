@@ -450,3 +450,25 @@ def test_a_seek_past_the_end_asks_whether_there_is_more_and_then_says_so() -> No
                 await asyncio.wait_for(reader.seek(1000), 5.0)
 
     run(main())
+
+
+def test_what_was_held_back_does_not_wait_for_requests_that_it_does_not_need() -> None:
+    async def main() -> None:
+        async with reader_at_length(64) as (writer, reader):
+            stranger = await holder_of_everything(reader)
+            unrelated = asyncio.create_task(reader.get(50))
+            await eventually(lambda: len(requests_of(stranger)) == 1)
+            waiting = [asyncio.create_task(reader.get(index)) for index in (8, 9)]
+            await eventually(lambda: len(requests_of(stranger)) == 3)
+            _, base, above = requests_of(stranger)
+            await stranger.send(Data(above.id, await writer.hub.log.prove(above.proof)), NoData(base.id, 1))
+            await eventually(lambda: len(requests_of(stranger)) == 4)
+            again = requests_of(stranger)[3]
+            assert again.proof.block is not None
+            assert again.proof.block.index == 9
+            assert again.proof.block.nodes > 0
+            for task in (unrelated, *waiting):
+                task.cancel()
+            await stranger.close()
+
+    run(main())
