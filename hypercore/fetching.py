@@ -12,6 +12,7 @@ back until they are here.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -128,7 +129,7 @@ class Fetcher:
                     if ask.index >= 0:
                         self._cancel_duplicates(ask)
         if taken:
-            await self._store(taken)
+            await self._store(taken, now)
         else:
             self.release_hopeless()
 
@@ -138,16 +139,21 @@ class Fetcher:
                 slower.cancel(theirs)
                 slower.release_hopeless()
 
-    async def _store(self, taken: list[tuple[Ask, Proof]]) -> None:
+    async def _store(self, taken: list[tuple[Ask, Proof]], now: float) -> None:
+        for ask, _ in taken:
+            ask.held_at = now
         waiting = taken + self._held_back
         self._held_back = []
-        while waiting:
-            count = len(waiting)
-            waiting = await self._store_once(waiting)
-            if len(waiting) == count:
-                break
-        self._held_back = waiting
-        self.release_hopeless()
+        try:
+            while waiting:
+                count = len(waiting)
+                waiting = await self._store_once(waiting)
+                if len(waiting) == count:
+                    break
+        finally:
+            # When our storage failed too: what is not stored is asked for again.
+            self._held_back = waiting
+            self.release_hopeless()
 
     async def _store_once(self, taken: list[tuple[Ask, Proof]]) -> list[tuple[Ask, Proof]]:
         """Store what holds; what builds on hashes that are not here yet is given back."""
@@ -197,17 +203,18 @@ class Fetcher:
         kept: list[tuple[Ask, Proof]] = []
         for ask, proof in sorted(self._held_back, key=lambda held: held[0].id):
             size += len(proof.block.value) if proof.block is not None else 0
-            if ask.counts_on in alive and size <= HELD_BACK_BYTES:
+            if ask.counts_on and ask.counts_on in alive and size <= HELD_BACK_BYTES:
                 alive.add(ask.id)
                 kept.append((ask, proof))
             else:
                 self._hub.replicator.wrong(self._remote, ask)
         self._held_back = kept
 
-    def give_back(self) -> None:
-        """The peer is gone: what was held back has to come from another one."""
-        held_back, self._held_back = self._held_back, []
-        for ask, _ in held_back:
+    def give_back(self, *, held_before: float = math.inf) -> None:
+        """What was held back since before a time has to come from another peer."""
+        late = [ask for ask, _ in self._held_back if ask.held_at < held_before]
+        self._held_back = [held for held in self._held_back if held[0].held_at >= held_before]
+        for ask in late:
             self._hub.replicator.wrong(self._remote, ask)
 
     def distrust(self, reason: str) -> None:

@@ -15,6 +15,7 @@ from hypercore.log.engine import LogChange
 from hypercore.protocol import messages
 from hypercore.protocol.connection import Channel
 from hypercore.protocol.remote import WANT_REGION_BLOCKS, Ask, RemotePeer
+from hypercore.protocol.replicator import HOT_SWAP_SECONDS
 from hypercore.serving import Server
 
 if TYPE_CHECKING:
@@ -181,6 +182,9 @@ class Peer:
             if expired:
                 self.hub.changed()
                 self.hub.pump()
+        if len(self.hub.peers) > 1:
+            # The answer that these build on is slow, and somebody else may be quicker.
+            self._fetcher.give_back(held_before=now - HOT_SWAP_SECONDS)
 
     def release_hopeless(self) -> None:
         """Requests of this peer are over without an answer."""

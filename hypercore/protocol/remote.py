@@ -62,6 +62,8 @@ class Ask:
     demand: Demand | None = None
     #: The id of an earlier request that will bring hashes which this one does not ask for; 0 when it needs none.
     counts_on: int = 0
+    #: When the answer came, if it is held back until that earlier request was answered.
+    held_at: float = 0.0
 
 
 class RemotePeer:

@@ -409,18 +409,17 @@ class Replicator:
         return cursor
 
     def _hot_swaps(self, peer: RemotePeer, limit: int, room: int, now: float, chosen: list[int]) -> None:
-        # This peer is idle; the blocks that others are slow with are asked of it too, and the slower one is cancelled.
+        # This peer is idle; the blocks that others are slow with are asked of it too, and whoever is slower is told.
+        asked_at: dict[int, float] = {}
         for other in self.peers:
-            if other is peer:
-                continue
             for ask in other.asks.values():
-                if len(chosen) >= room:
-                    return
-                index = ask.index
-                if ask.kind is not AskKind.BLOCK or index >= limit or now - ask.asked_at < HOT_SWAP_SECONDS:
-                    continue
-                if len(self._asked.get(index, ())) == 1 and peer.has(index) and index not in chosen:
-                    chosen.append(index)
+                if ask.index >= 0:
+                    asked_at[ask.index] = max(ask.asked_at, asked_at.get(ask.index, 0.0))
+        for index, latest in asked_at.items():
+            if len(chosen) >= room:
+                return
+            if now - latest >= HOT_SWAP_SECONDS and index < limit and peer.has(index):
+                chosen.append(index)
 
     def _ask_block(self, peer: RemotePeer, index: int, now: float) -> Ask:
         request = ProofRequest(self._local.fork, BlockRequest(index, 0))

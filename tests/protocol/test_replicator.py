@@ -189,6 +189,29 @@ def test_a_slow_block_is_asked_of_an_idle_peer_and_the_slower_answer_is_cancelle
     assert replicator.answered(slow, block_answer(first), 1.0) is None
 
 
+def test_a_block_that_two_peers_are_slow_with_is_asked_of_a_third() -> None:
+    peers = [peer_with(10) for _ in range(3)]
+    _, replicator = set_up(10, *peers)
+    replicator.want_block(4)
+    now = 0.0
+    for peer in peers:
+        assert indexes(replicator.next_asks(peer, now)) == [4]
+        for other in peers:
+            assert replicator.next_asks(other, now + HOT_SWAP_SECONDS / 2) == []
+        now += HOT_SWAP_SECONDS
+
+
+def test_a_block_that_travels_with_a_slow_upgrade_is_asked_of_another_peer() -> None:
+    slow, quick = peer_with(10, acked=5), peer_with(10, acked=5)
+    local, replicator = set_up(5, slow, quick)
+    replicator.want_block(5)
+    assert indexes(replicator.next_asks(slow, 0.0)) == [5]
+    local.length = 10
+    quick.acked_length = 10
+    assert replicator.next_asks(quick, HOT_SWAP_SECONDS / 2) == []
+    assert indexes(replicator.next_asks(quick, HOT_SWAP_SECONDS)) == [5]
+
+
 def test_a_silent_peer_is_passed_over_and_given_up_in_the_end() -> None:
     silent, other = peer_with(10), peer_with(10)
     _, replicator = set_up(10, silent, other)
