@@ -149,6 +149,7 @@ class Hypercore:
         self._log: Log | None = None
         self._hub: Hub | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._is_closed = False
         self._waiters: Waiting
         self._replications: set[Replication] = set()
@@ -187,11 +188,17 @@ class Hypercore:
         self._extensions.bind(hub)
 
     async def close(self) -> None:
-        """End replication, close the log and give the storage back. Waiters get `ClosedError`. Twice is fine."""
+        """End replication, close the log and give the storage back. Waiters get `ClosedError`.
+
+        Twice is fine, and every caller returns when it is done; a caller that is cancelled does not stop it half-way.
+        """
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         if self._opening is not None and not self._opening.done():
             await asyncio.wait([self._opening])
-        if self._is_closed:
-            return
         self._is_closed = True
         if self._hub is not None:
             self._hub.close()

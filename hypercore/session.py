@@ -196,6 +196,7 @@ class Replication:
         self.is_closed = True
         await self._stream.aclose()
         await self.wait_closed()
+        self._end_opening()  # Nobody else does when it never ran.
 
     def start_running(self) -> asyncio.Task[None]:
         """Run in a task of its own, which ends when the connection does and never raises."""
@@ -295,6 +296,9 @@ class Replication:
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
+        self._end_opening()
+
+    def _end_opening(self) -> None:
         if not self._opened.done():
             self._opened.set_exception(self.error or StreamClosedError("the connection ended before the handshake"))
             self._opened.exception()  # Nobody need be waiting for it.

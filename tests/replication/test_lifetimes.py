@@ -8,12 +8,23 @@ from typing import Any
 
 import pytest
 
+from hypercore import peer as peer_module
 from hypercore.core import Hypercore
-from hypercore.errors import BlockNotAvailableError, ClosedError, OptionError, StorageError
+from hypercore.duplex import stream_pair
+from hypercore.errors import (
+    BlockNotAvailableError,
+    ClosedError,
+    OptionError,
+    ProtocolError,
+    StorageError,
+    StreamClosedError,
+)
+from hypercore.plugins import open_storage
 from hypercore.proofs import BlockRequest, ProofRequest
 from hypercore.protocol.messages import Data, Range, Request
 from hypercore.protocol.replicator import ANSWER_TIMEOUT_SECONDS
-from hypercore.session import MOST_REOPENS
+from hypercore.session import MOST_REOPENS, Replication
+from hypercore.testing.wrappers import LatencyStorage
 from tests.replication.hostile import Stranger
 from tests.replication.links import Link, eventually, link
 from tests.running import run
@@ -162,6 +173,52 @@ def test_an_extension_message_that_fits_into_no_frame_is_refused_at_once() -> No
             with pytest.raises(OptionError):
                 chat.broadcast(bytes(2**24))
             assert await reader.get(2) == b"block 2"
+
+    run(main())
+
+
+def test_a_peer_that_does_not_read_a_program_s_messages_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(peer_module, "MOST_WAITING_BYTES", 1_000_000)
+        async with await writer_of(3) as writer:
+            chat = writer.register_extension("chat")
+            stranger = await Stranger(writer, buffer_is_read=False).opened()
+            for _ in range(100):
+                chat.broadcast(bytes(100_000))
+                await asyncio.sleep(0)
+            await stranger.replication.wait_closed()
+            assert isinstance(stranger.replication.error, ProtocolError)
+            chat.broadcast(b"nobody hears")
+            await stranger.close()
+
+    run(main())
+
+
+def test_everybody_who_closes_a_core_returns_when_it_is_closed() -> None:
+    async def main() -> None:
+        storage = LatencyStorage(open_storage("memory:closing"), seconds=0)
+        core = Hypercore(storage)
+        await core.ready()
+        await core.append("x")
+        impatient = asyncio.create_task(core.close())
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await asyncio.gather(core.close(), core.close())
+        assert core.hub.log.closed
+        async with Hypercore("memory:closing") as again:
+            assert await again.get(0) == b"x"
+
+    run(main())
+
+
+def test_a_replication_that_never_ran_says_so_to_who_waits_for_it() -> None:
+    async def main() -> None:
+        replication = Replication(stream_pair()[0], initiator=True)
+        opening = asyncio.create_task(replication.opened())
+        await asyncio.sleep(0)
+        await replication.aclose()
+        with pytest.raises(StreamClosedError):
+            await opening
 
     run(main())
 
