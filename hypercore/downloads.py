@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hypercore.errors import BlockNotAvailableError, ClosedError, WaitTimeoutError
 from hypercore.log.engine import Log, LogChange
 from hypercore.peer import DROPPING, STORING
-from hypercore.protocol.replicator import Download as Wanted
+from hypercore.protocol.wanted import Download as Wanted
 from hypercore.replication import Hub
 
 

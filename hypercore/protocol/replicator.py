@@ -7,15 +7,13 @@ It never reads storage, verifies nothing and sends nothing; the session above do
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
-from hypercore.bitfield import Bitfield
 from hypercore.proofs import BlockRequest, Proof, ProofRequest, UpgradeRequest
 from hypercore.protocol import messages
-from hypercore.protocol.remote import WANT_REGION_BLOCKS, Ask, AskKind, Demand, RemotePeer
+from hypercore.protocol.remote import Ask, AskKind, Demand, RemotePeer
+from hypercore.protocol.wanted import Download, LocalTree, WantedBlocks
 
 #: Requests in flight at one peer. The lower bound keeps the pipe full when blocks are large, the upper one is what
 #: other implementations hold over their fastest transport.
@@ -37,45 +35,14 @@ MOST_STRIKES: Final = 3
 MOST_CONFLICT_CHECKS: Final = 2
 
 
-class LocalTree(Protocol):
-    """What the replicator needs to know of the own log."""
-
-    @property
-    def fork(self) -> int: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def byte_length(self) -> int: ...
-    @property
-    def bitfield(self) -> Bitfield: ...
-    @property
-    def has_manifest(self) -> bool: ...
-    @property
-    def needs_manifest(self) -> bool: ...
-
-
-@dataclass(slots=True, eq=False)
-class Download:
-    """Blocks that somebody wants: [start, end), or `blocks` out of it. `end` None follows the log as it grows."""
-
-    start: int
-    end: int | None
-    blocks: list[int] | None = None
-    tried: dict[int, None] = field(default_factory=dict)
-
-
 class Replicator:
     """Decides what is asked of which peer."""
 
     def __init__(self, local: LocalTree) -> None:
         self._local = local
         self.peers: list[RemotePeer] = []
-        self._gets: dict[int, int] = {}
-        #: Wanted blocks that are not in flight.
-        self._idle_gets: dict[int, None] = {}
-        self._downloads: list[Download] = []
+        self._wanted = WantedBlocks(local)
         self._demands: list[Demand] = []
-        self._asked: dict[int, list[RemotePeer]] = {}
         #: Who was asked for an upgrade, or is being followed to a fork, and since when. One does, unless it is slow.
         self._upgrading: dict[RemotePeer, float] = {}
         self._forking: dict[RemotePeer, float] = {}
@@ -88,24 +55,16 @@ class Replicator:
 
     def want_block(self, index: int) -> None:
         """Somebody waits for block `index`; counted, see `unwant_block`."""
-        self._gets[index] = self._gets.get(index, 0) + 1
-        if index not in self._asked:
-            self._idle_gets[index] = None
+        self._wanted.add(index)
 
     def unwant_block(self, index: int) -> None:
-        count = self._gets.get(index, 0) - 1
-        if count > 0:
-            self._gets[index] = count
-        else:
-            self._gets.pop(index, None)
-            self._idle_gets.pop(index, None)
+        self._wanted.remove(index)
 
     def add_download(self, download: Download) -> None:
-        self._downloads.append(download)
+        self._wanted.add_download(download)
 
     def remove_download(self, download: Download) -> None:
-        if download in self._downloads:
-            self._downloads.remove(download)
+        self._wanted.remove_download(download)
         for peer in self.peers:
             peer.cursors.pop(download, None)
 
@@ -230,7 +189,7 @@ class Replicator:
         """The asks of other peers that an answer to `ask` made pointless; they are closed."""
         if ask.index < 0:
             return
-        for other in list(self._asked.get(ask.index, ())):
+        for other in self._wanted.asked(ask.index):
             if other is peer:
                 continue
             for theirs in list(other.asks.values()):
@@ -299,7 +258,7 @@ class Replicator:
     @property
     def is_wanting(self) -> bool:
         """Whether anything is wanted that is not here."""
-        return bool(self._gets or self._downloads or self._demands)
+        return bool(self._wanted or self._demands)
 
     def next_asks(self, peer: RemotePeer, now: float) -> list[Ask]:
         """What to ask of `peer` now; the asks are in flight from here on."""
@@ -334,100 +293,34 @@ class Replicator:
         return max(FEWEST_ASKS, min(MOST_ASKS, ASKED_BYTES // average))
 
     def _blocks_for(self, peer: RemotePeer, room: int, now: float) -> list[int]:
-        local = self._local
-        limit = min(local.length, peer.length)
-        chosen: list[int] = []
-        have, asked = local.bitfield, self._asked
-        for index in self._idle_gets:
-            if len(chosen) >= room:
-                break
-            if index < limit and not have.get(index):
-                if peer.has(index):
-                    chosen.append(index)
-                    asked[index] = []
-                else:
-                    peer.want(index)
-        for index in chosen:
-            del self._idle_gets[index]
         # A few answers make room for a few requests, but each sending costs both sides a system call and a wake-up.
         may_download = room * REFILL_SHARE >= self._window(peer) or not peer.asks
-        for download in self._downloads if may_download else ():
-            if len(chosen) >= room:
-                return chosen
-            self._from_download(download, peer, limit, room, chosen)
+        chosen = self._wanted.choose(peer, room, downloads=may_download)
         if not chosen and not peer.asks:
-            self._hot_swaps(peer, limit, room, now, chosen)
+            return self._hot_swaps(peer, room, now)
         return chosen
 
-    def _from_download(self, download: Download, peer: RemotePeer, limit: int, room: int, chosen: list[int]) -> None:
-        cursor = max(download.start, peer.cursors.get(download, 0))
-        if download.blocks is not None:
-            cursor = self._from_list(download.blocks, cursor, peer, limit, room, chosen)
-        else:
-            end = limit if download.end is None else min(limit, download.end)
-            cursor = self._from_range(cursor, end, peer, room, chosen)
-        peer.cursors[download] = cursor
-
-    def _from_list(
-        self, blocks: list[int], cursor: int, peer: RemotePeer, limit: int, room: int, chosen: list[int]
-    ) -> int:
-        """Choose from the wanted blocks, which are in order, from `cursor` on; where to go on next time."""
-        have, asked = self._local.bitfield, self._asked
-        for position in range(bisect_left(blocks, cursor), len(blocks)):
-            index = blocks[position]
-            if index >= limit or len(chosen) >= room:
-                return index
-            if index in asked or have.get(index):
-                continue
-            if peer.has(index):
-                chosen.append(index)
-                asked[index] = []
-            else:
-                peer.want(index)
-        return limit
-
-    def _from_range(self, cursor: int, end: int, peer: RemotePeer, room: int, chosen: list[int]) -> int:
-        """Choose missing blocks of [cursor, end) that the peer has; where to go on next time."""
-        have, asked = self._local.bitfield, self._asked
-        while len(chosen) < room:
-            missing = have.first_unset(cursor, end)
-            if missing is None:
-                return end
-            if missing in asked:
-                cursor = missing + 1
-                continue
-            # Region by region, because of each that is not known to be held the peer is asked once.
-            region_end = min(end, (missing // WANT_REGION_BLOCKS + 1) * WANT_REGION_BLOCKS)
-            held = peer.first_held(missing, region_end)
-            if held != missing:
-                peer.want(missing)
-                cursor = region_end if held is None else held
-            else:
-                chosen.append(missing)
-                asked[missing] = []
-                cursor = missing + 1
-        return cursor
-
-    def _hot_swaps(self, peer: RemotePeer, limit: int, room: int, now: float, chosen: list[int]) -> None:
+    def _hot_swaps(self, peer: RemotePeer, room: int, now: float) -> list[int]:
         # This peer is idle; the blocks that others are slow with are asked of it too, and whoever is slower is told.
         asked_at: dict[int, float] = {}
         for other in self.peers:
             for ask in other.asks.values():
                 if ask.index >= 0:
                     asked_at[ask.index] = max(ask.asked_at, asked_at.get(ask.index, 0.0))
-        for index, latest in asked_at.items():
-            if len(chosen) >= room:
-                return
-            if now - latest >= HOT_SWAP_SECONDS and index < limit and peer.has(index):
-                chosen.append(index)
+        limit = min(self._local.length, peer.length)
+        slow = [
+            index
+            for index, latest in asked_at.items()
+            if now - latest >= HOT_SWAP_SECONDS and index < limit and peer.has(index)
+        ]
+        return slow[:room]
 
     def _ask_block(self, peer: RemotePeer, index: int, now: float) -> Ask:
         request = ProofRequest(self._local.fork, BlockRequest(index, 0))
-        priority = 1 if index in self._gets else 0
-        ask = Ask(peer.next_id, AskKind.BLOCK, request, index, priority, now)
+        ask = Ask(peer.next_id, AskKind.BLOCK, request, index, int(self._wanted.is_urgent(index)), now)
         peer.next_id += 1
         peer.asks[ask.id] = ask
-        self._asked.setdefault(index, []).append(peer)
+        self._wanted.begin(index, peer)
         return ask
 
     def _ask(
@@ -449,27 +342,16 @@ class Replicator:
             return
         upgrade = UpgradeRequest(local.length, peer.length - local.length)
         block = None
-        if self._is_wanted(local.length) and peer.has(local.length):
+        if self._wanted.is_open(local.length) and peer.has(local.length):
             block = BlockRequest(local.length, 0)
         request = ProofRequest(local.fork, block=block, upgrade=upgrade, manifest=wants_manifest)
         ask = self._ask(peer, AskKind.UPGRADE, request, now)
         if block is not None:
             # The first new block travels with the proof that makes it readable: one round trip less.
             ask.index = local.length
-            self._asked.setdefault(ask.index, []).append(peer)
-            self._idle_gets.pop(ask.index, None)
+            self._wanted.begin(ask.index, peer)
         self._upgrading[peer] = now
         asks.append(ask)
-
-    def _is_wanted(self, index: int) -> bool:
-        if index in self._asked:
-            return False
-        if index in self._gets:
-            return True
-        return any(
-            each.blocks is None and each.start <= index and (each.end is None or index < each.end)
-            for each in self._downloads
-        )
 
     def _ask_for_fork(self, peer: RemotePeer, now: float, asks: list[Ask]) -> None:
         self._ask_for_demands(peer, now, asks)
@@ -507,28 +389,15 @@ class Replicator:
     def _release(self, peer: RemotePeer, ask: Ask) -> None:
         peer.asks.pop(ask.id, None)
         if ask.index >= 0:
-            peers = self._asked.get(ask.index)
-            if peers is not None:
-                if peer in peers:
-                    peers.remove(peer)
-                if not peers:
-                    del self._asked[ask.index]
+            self._wanted.end(ask.index, peer)
         if ask.kind is AskKind.UPGRADE:
             self._upgrading.pop(peer, None)
             self.is_stirred = True
 
     def _requeue(self, ask: Ask) -> None:
-        # The block must be found again, by every peer's cursor.
-        index = ask.index
-        if index < 0:
-            return
-        self.is_stirred = True
-        if index in self._gets and index not in self._asked:
-            self._idle_gets[index] = None
-        for peer in self.peers:
-            for download, cursor in peer.cursors.items():
-                if cursor > index:
-                    peer.cursors[download] = index
+        if ask.index >= 0:
+            self._wanted.again(ask.index, self.peers)
+            self.is_stirred = True
 
 
 class UnaskedPartError(Exception):

@@ -27,10 +27,10 @@ from hypercore.protocol.replicator import (
     MOST_STRIKES,
     MOST_TIMEOUTS,
     REFILL_SHARE,
-    Download,
     Replicator,
     UnaskedPartError,
 )
+from hypercore.protocol.wanted import Download
 
 
 @dataclass

@@ -184,7 +184,7 @@ def describe(core: Hypercore) -> str:
             f" asks {list(remote.asks.values())} refused {remote.refused_forks} wanted {remote.wanted}"
         )
     replicator = core.hub.replicator
-    lines.append(f"upgrading {replicator._upgrading} forking {replicator._forking} asked {replicator._asked}")
+    lines.append(f"upgrading {replicator._upgrading} forking {replicator._forking} wanted {vars(replicator._wanted)}")
     return "\n".join(lines)
 
 
