@@ -192,7 +192,10 @@ class Fetcher:
                 replicator.refused(remote, ask)
             self._hub.changed()  # Whoever waits for the length to settle waited for this answer, too.
         if ask.demand is not None:
-            ask.demand.done(remote, proof)
+            if proof.hash is None:
+                replicator.refused(remote, ask)  # It has answered, and shown nothing.
+            else:
+                ask.demand.done(remote, proof)
 
     def release_hopeless(self) -> None:
         """Ask again for what was held back and can no longer come true, because the request it counted on is over."""

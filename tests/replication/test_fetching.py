@@ -297,6 +297,21 @@ def test_a_seek_that_no_peer_can_help_with_ends() -> None:
     run(main())
 
 
+def test_a_seek_that_is_answered_with_nothing_ends() -> None:
+    async def main() -> None:
+        async with reader_at_length(64) as (_, reader):
+            stranger = await Stranger(reader).opened()
+            stranger.answer_with(lambda request: Data(request.id, Proof(0)))
+            await stranger.claim(64, acked=64)
+            await eventually(lambda: reader.peers[0].remote.synced)
+            with pytest.raises(BlockNotAvailableError):
+                await asyncio.wait_for(reader.seek(100), 5.0)
+            assert len(requests_of(stranger)) == 1
+            await stranger.close()
+
+    run(main())
+
+
 def test_a_get_does_not_wait_for_a_peer_that_lied_and_cannot_clear_itself() -> None:
     async def main() -> None:
         async with reader_at_length(64) as (writer, reader):
