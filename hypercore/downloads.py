@@ -50,8 +50,11 @@ class Download:
     @property
     def progress(self) -> Progress:
         """Blocks here and blocks wanted; for a download without end, wanted is the length as it is known now."""
-        is_endless = self._end_block is None and self._blocks is None
-        return Progress(self._have, max(0, self._log.length - self._start) if is_endless else self._want)
+        return Progress(self._have, self._want if self._is_bounded else max(0, self._log.length - self._start))
+
+    @property
+    def _is_bounded(self) -> bool:
+        return self._end_block is not None or self._blocks is not None
 
     @property
     def is_done(self) -> bool:
@@ -99,7 +102,7 @@ class Download:
         self._end()
 
     def _finish_if_done(self) -> None:
-        if (self._end_block is not None or self._blocks is not None) and self._have >= self._want:
+        if self._is_bounded and self._have >= self._want:
             self._is_done = True
             self._end()
 
@@ -125,6 +128,9 @@ class Download:
         if change.kind in DROPPING:
             # Blocks may have been here or not; count anew, it is rare.
             self._recount()
+            if self._is_bounded:
+                self._hub.replicator.look_again(self._wanted, start)
+                self._hub.pump()
         elif change.kind in STORING:
             if self._blocks is not None:
                 self._have += sum(index in self._blocks for index in range(start, end))

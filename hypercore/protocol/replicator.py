@@ -63,6 +63,13 @@ class Replicator:
     def add_download(self, download: Download) -> None:
         self._wanted.add_download(download)
 
+    def look_again(self, download: Download, index: int) -> None:
+        """Blocks of a download from `index` on are missing again."""
+        for peer in self.peers:
+            if peer.cursors.get(download, 0) > index:
+                peer.cursors[download] = index
+        self.is_stirred = True
+
     def remove_download(self, download: Download) -> None:
         self._wanted.remove_download(download)
         for peer in self.peers:

@@ -349,6 +349,35 @@ def test_an_answer_that_takes_long_to_arrive_is_waited_for_as_long_as_it_goes_on
     run(main())
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_download_fetches_again_what_was_cleared_before_it_was_done(chosen: bool) -> None:
+    async def main() -> None:
+        async with await writer_of(11) as writer, Hypercore("memory:", writer.key) as reader:
+            first = await link(writer, reader)
+            await reader.update()
+            await first.cut()
+            stranger = await Stranger(reader).opened()
+            await stranger.claim(11, acked=11)
+            await stranger.send(Range(False, 0, 11))
+            download = reader.download(blocks=range(11)) if chosen else reader.download(0, 11)
+            await eventually(lambda: len(stranger.received(Request)) == 11)
+            *early, last = stranger.received(Request)
+            for request in early:
+                assert isinstance(request, Request)
+                await stranger.send(Data(request.id, await writer.hub.log.prove(request.proof)))
+            await eventually(lambda: download.progress.have == 10)
+            await reader.clear(0, 5)
+            await eventually(lambda: len(stranger.received(Request)) == 16)
+            for request in (*stranger.received(Request)[11:], last):
+                assert isinstance(request, Request)
+                await stranger.send(Data(request.id, await writer.hub.log.prove(request.proof)))
+            await asyncio.wait_for(download.done(), 5.0)
+            assert await reader.has(0, 11)
+            await stranger.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("what", ["get", "download", "update", "seek", "stream", "live stream", "length"])
 def test_closing_a_core_ends_every_wait(what: str) -> None:
     async def main() -> None:
