@@ -20,7 +20,7 @@ from hypercore.errors import (
     StreamClosedError,
 )
 from hypercore.plugins import open_storage
-from hypercore.proofs import BlockRequest, ProofRequest
+from hypercore.proofs import BlockRequest, ProofRequest, UpgradeRequest
 from hypercore.protocol.messages import Data, Range, Request
 from hypercore.protocol.replicator import ANSWER_TIMEOUT_SECONDS
 from hypercore.session import MOST_REOPENS, Replication
@@ -413,5 +413,28 @@ def test_closing_a_core_ends_every_wait(what: str) -> None:
                 assert isinstance(task.exception(), ClosedError)
             else:
                 assert task.exception() is None or isinstance(task.exception(), ClosedError)
+
+    run(main())
+
+
+def test_a_core_that_freezes_leaves_the_other_cores_of_the_connection_alone() -> None:
+    async def main() -> None:
+        async with await writer_of(5) as one, await writer_of(9) as two:
+            async with Hypercore("memory:", one.key) as clone_one, Hypercore("memory:", two.key) as clone_two:
+                wire = await two_cores_on_one_connection(one, clone_one, two, clone_two)
+                await clone_one.update()
+                async with Hypercore("memory:", key_pair=one.key_pair) as forger:
+                    await forger.append([b"another %d" % index for index in range(5)])
+                    stranger = await Stranger(clone_one).opened()
+                    await stranger.send(Data(0, await forger.proof(upgrade=UpgradeRequest(0, 5))))
+                    await eventually(lambda: clone_one.hub.frozen)
+                    await stranger.close()
+                with pytest.raises(BlockNotAvailableError):
+                    await clone_one.get(3)
+                assert await clone_one.update() is False
+                clone_one.replicate(wire.right)
+                assert await clone_two.get(8) == b"block 8"
+                assert not clone_one.peers
+                assert wire.left.error is wire.right.error is None
 
     run(main())
