@@ -71,7 +71,9 @@ class Fetcher:
                     steps = await log.missing_nodes(2 * ask.index)
                 if steps:
                     ask.request = ProofRequest(ask.request.fork, BlockRequest(ask.index, steps))
-                    self._promises[ask.id] = nodes = flat_tree.path_with_siblings(2 * ask.index, steps)
+                    leaf = 2 * ask.index
+                    nodes = flat_tree.path_with_siblings(leaf, flat_tree.ancestor(leaf, steps))
+                    self._promises[ask.id] = nodes
                     for node in nodes:
                         promised[node] = ask.id
             send(messages.Request(ask.id, ask.priority, ask.request))

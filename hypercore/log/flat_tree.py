@@ -103,17 +103,6 @@ def path(index: int, top: int) -> list[int]:
     return siblings
 
 
-def path_with_siblings(index: int, steps: int) -> list[int]:
-    """The nodes that a climb of `steps` from `index` passes, each with its sibling; the one it ends in is left out."""
-    nodes: list[int] = []
-    bit = ~index & (index + 1)
-    for _ in range(steps):
-        double = bit << 1
-        if index & double:
-            nodes += (index, index - double)
-            index -= bit
-        else:
-            nodes += (index, index + double)
-            index += bit
-        bit = double
-    return nodes
+def path_with_siblings(index: int, top: int) -> list[int]:
+    """The nodes on the way from `index` up to its ancestor `top`, each with its sibling; `top` is left out."""
+    return [node for beside in path(index, top) for node in (sibling(beside), beside)]

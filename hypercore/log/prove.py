@@ -134,21 +134,12 @@ def _upgrade_span(upgrade: UpgradeRequest | None, length: int, prologue_length: 
 
 def _climb_indexes(index: int, steps: int, head: int) -> list[int]:
     """The siblings on `steps` steps up from node `index`, none of which may reach leaf `head`."""
-    siblings: list[int] = []
-    bit = ~index & (index + 1)  # 2^depth, kept up to date on the way
-    # The reach doubles with every step, so a hostile count ends at the tree's edge.
-    while index + bit - 1 < head:
-        if not steps:
-            return siblings
-        if index & (bit << 1):
-            siblings.append(index - (bit << 1))
-            index -= bit
-        else:
-            siblings.append(index + (bit << 1))
-            index += bit
-        bit <<= 1
-        steps -= 1
-    raise ProofRequestError(f"the proof would reach tree node {index}, outside of {head // 2} blocks")
+    # No tree is higher than its length has bits, so a hostile count never becomes a huge number.
+    if steps <= head.bit_length():
+        top = flat_tree.ancestor(index, steps)
+        if flat_tree.right_span(top) < head:
+            return flat_tree.path(index, top)
+    raise ProofRequestError(f"{steps} steps up from tree node {index} reach outside of {head // 2} blocks")
 
 
 def _detour(path: list[int], sought: int) -> tuple[list[int], list[int]]:
