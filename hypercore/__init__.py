@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hypercore.errors import LockedError as LockedError
     from hypercore.errors import MissingDriverError as MissingDriverError
     from hypercore.errors import NewerFormatError as NewerFormatError
+    from hypercore.errors import NotDurableError as NotDurableError
     from hypercore.errors import NotWritableError as NotWritableError
     from hypercore.errors import OptionError as OptionError
     from hypercore.errors import PluginError as PluginError
@@ -94,6 +95,7 @@ _NAMES = {
         "LockedError",
         "MissingDriverError",
         "NewerFormatError",
+        "NotDurableError",
         "NotWritableError",
         "OptionError",
         "PluginError",

@@ -187,6 +187,14 @@ class Hypercore:
         self._events.bind(hub)
         self._extensions.bind(hub)
 
+    async def refresh(self) -> bool:
+        """With `read_only`: take in what the process that writes has written since; whether there was anything.
+
+        Raises `CorruptError` when less is there than there was.
+        """
+        await self.ready()
+        return await self._check_open().refresh()
+
     async def close(self) -> None:
         """End replication, close the log and give the storage back. Waiters get `ClosedError`.
 

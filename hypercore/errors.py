@@ -83,6 +83,10 @@ class StorageFullError(StorageError):
     """There is no room left, or a quota is reached."""
 
 
+class NotDurableError(StorageError):
+    """The storage does not keep through a crash of the machine what it was asked to keep."""
+
+
 class LockedError(StorageError):
     """Another writer holds the storage."""
 

@@ -122,6 +122,24 @@ class Storage(ABC):
     #: True when a commit seldom waits, and nothing in it asks which task it runs in (as timeouts do). The engine
     #: then begins it in the caller's task; a commit that may not be torn by a cancelled caller needs one of its own.
     prompt: bool = False
+    #: True when every read is a round trip that costs time or money. The engine then keeps what it would otherwise
+    #: have to look for in many places close together.
+    distant: bool = False
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What is wrong with this place and could be lived with so far, such as a server that may drop keys."""
+        return ()
+
+    async def require_durable(self) -> None:  # noqa: B027 - most have nothing to check
+        """Called once before the first change when a finished `Sync` has to survive a crash of the machine.
+
+        Raises `NotDurableError`, which says what the place does keep, when it cannot promise that or cannot tell.
+        """
+
+    async def refresh(self) -> None:  # noqa: B027 - most have nothing to do
+        """For a reader without the lease: see what the writer has written since. A backend that looks at the place
+        in every call has nothing to do."""
 
     @abstractmethod
     async def open(self, name: str, *, create: bool = False) -> RandomAccess:

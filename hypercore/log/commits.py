@@ -40,6 +40,8 @@ CLOSING_ENTRY_BYTES: Final = 64 * 1024
 #: When so many bytes of blocks wait for the disk, a sync of them begins beside the appends, so that the next
 #: checkpoint need not wait for all of them.
 SYNC_AHEAD_BYTES: Final = 8 * 1024 * 1024
+#: A writer at work may move things between two reads of a reader, hardly ever so many times in a row.
+REFRESH_ATTEMPTS: Final = 5
 
 
 class LogChange(NamedTuple):
@@ -75,6 +77,8 @@ class Commits:
         self.uncertain = False
         #: Why no commit can ever work again.
         self._poison: HypercoreError | None = None
+        #: The log file as a reader last saw it.
+        self.seen_oplog: bytes | None = None
         self._unsynced = False
         self._unsynced_bytes = 0
         self._sync_ahead: asyncio.Task[None] | None = None
@@ -227,33 +231,68 @@ class Commits:
         if self.uncertain:
             await self._read_again()
 
+    async def refresh(self) -> bool:
+        """For a log that only reads: take in what the writer has written since; whether there was anything.
+
+        Raises `CorruptError` when less is there than there was, and what opening raises.
+        """
+        self.check_open()
+        async with self.lock:
+            await self.storage.refresh()
+            for attempt in range(1, REFRESH_ATTEMPTS + 1):
+                try:
+                    inspection = await inspect(self.storage)
+                    if inspection.oplog == self.seen_oplog:
+                        return False
+                    await self._adopt(inspection)
+                except CorruptError:
+                    # The writer may have moved things between two of our reads; what is damaged stays so.
+                    if attempt == REFRESH_ATTEMPTS:
+                        raise
+                    await self.storage.refresh()
+                else:
+                    return True
+        return False
+
     async def _read_again(self) -> None:
-        old = self.state
         inspection = await inspect(self.storage)
+        await self._adopt(inspection)
+        await self.take_over(inspection)
+        self.uncertain = False
+
+    async def _adopt(self, inspection: Inspection) -> None:
+        """What was found in the storage takes the place of what is known. `CorruptError` when that loses anything."""
+        old = self.state
         if inspection.header is None:
             raise CorruptError(f"the log in file {OPLOG} is gone since it was opened", file=OPLOG)
-        state = await load(self.storage, inspection, key=old.authority.key, key_pair=old.key_pair)
+        state = await load(
+            self.storage, inspection, key=old.authority.key, key_pair=old.key_pair, writing=not self.read_only
+        )
         if (state.fork, state.length) < (old.fork, old.length):
             raise CorruptError(
                 f"{old.length} blocks of fork {old.fork} were acknowledged and file {OPLOG} holds {state.length} of "
                 f"fork {state.fork}; going on would sign a second history",
                 file=OPLOG,
             )
-        state.warnings = old.warnings + state.warnings
+        # What opening finds again is not told again.
+        state.warnings = list(dict.fromkeys(old.warnings + state.warnings))
+        held = old.bitfield
         self.state = state
+        self.seen_oplog = inspection.oplog
         self.generation += 1
         await old.tree.file.aclose()
         await old.blocks.aclose()
-        await self.take_over(inspection)
-        self.uncertain = False
         if state.fork > old.fork:
             # Where the two part is not known any more, and nobody needs it exactly.
             self.notify("truncate", 0, old.length)
             self.notify("upgrade", 0, state.length)
         elif state.length > old.length:
             self.notify("upgrade", old.length, state.length)
+        same_fork = state.fork == old.fork
         for start, count in state.bitfield.runs(0, state.length):
-            self.notify("blocks", start, start + count)
+            first = held.first_unset(start, start + count) if same_fork else start
+            if first is not None:
+                self.notify("blocks", first, start + count)
 
     def notify(self, kind: ChangeKind, start: int, end: int) -> None:
         """Tell the listeners."""

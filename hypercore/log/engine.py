@@ -89,6 +89,8 @@ class Log:
             raise OptionError("a log cannot be overwritten and opened read-only at once")
         wanted = Identity.of(key, key_pair, manifest, compat=compat, hash=hash)
         sync = durability != "none"
+        if durability == "always" and not read_only:
+            await storage.require_durable()
         if overwrite:
             state = await overwrite_log(storage, wanted, user_data, sync=sync)
             return cls(Commits(storage, state, durability=durability, read_only=False))
@@ -103,7 +105,9 @@ class Log:
                 return cls(Commits(storage, state, durability=durability, read_only=False))
         state = await load(storage, inspection, key=wanted.expected, key_pair=key_pair, writing=not read_only)
         commits = Commits(storage, state, durability=durability, read_only=read_only)
-        if not read_only:
+        if read_only:
+            commits.seen_oplog = inspection.oplog
+        else:
             await storage.acquire()
             again = await inspect(storage)
             if again.oplog != inspection.oplog:
@@ -111,6 +115,14 @@ class Log:
                 commits.state = await load(storage, again, key=wanted.expected, key_pair=key_pair)
             await commits.take_over(again)
         return cls(commits)
+
+    async def refresh(self) -> bool:
+        """Take in what another process has written since; whether there was anything. For a log that was opened
+        read-only: a writer knows all that there is.
+
+        Raises what `open` raises, and `CorruptError` when less is there than there was; then nothing has changed.
+        """
+        return self._commits.read_only and await self._commits.refresh()
 
     async def flush(self) -> None:
         """Move everything from the log's entries to the other files, and sync unless the durability is "none"."""
@@ -230,8 +242,8 @@ class Log:
 
     @property
     def warnings(self) -> list[str]:
-        """What was found damaged and could be lived with."""
-        return self._commits.state.warnings
+        """What was found damaged, or is wrong with the storage, and could be lived with."""
+        return [*self._commits.storage.warnings, *self._commits.state.warnings]
 
     # ---- reading -------------------------------------------------------------------------------------
 

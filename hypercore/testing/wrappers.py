@@ -41,6 +41,17 @@ class WrappedStorage(Storage):
         self.inner = inner
         self.persistent = inner.persistent
         self.writable = inner.writable
+        self.distant = inner.distant
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self.inner.warnings
+
+    async def require_durable(self) -> None:
+        await self.inner.require_durable()
+
+    async def refresh(self) -> None:
+        await self.inner.refresh()
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self.inner})"
