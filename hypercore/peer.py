@@ -265,7 +265,8 @@ class Peer:
         self.remote.wants_to_send.clear()
         if self._trees_changed:
             await self._compare_trees()
-        await self._fetcher.ask(send, session.now())
+        if not self._log.read_only:  # What a peer could show, another program writes.
+            await self._fetcher.ask(send, session.now())
         server = self._server
         while server.has_work and session.waiting_bytes < SEND_AHEAD_BYTES:
             await server.answer_one()

@@ -86,6 +86,8 @@ class Hub:
         self.on_change: list[Callable[[LogChange | None], None]] = []
         self.on_peer: list[Callable[[Peer, bool], None]] = []
         self.on_close: list[Callable[[Hub], None]] = []
+        #: Called when replication over a connection stopped because our own side failed, as a full storage does.
+        self.on_failure: list[Callable[[HypercoreError], None]] = []
         self.on_extension: Callable[[Peer, str, bytes], None] | None = None
         log.listeners.append(self._log_changed)
 
@@ -146,7 +148,7 @@ class Hub:
     @property
     def may_have_peers(self) -> bool:
         """Whether somebody may still deliver: a peer, a connection being opened, a discovery under way."""
-        if self.is_stopped:
+        if self.is_stopped or self.log.read_only:
             return False
         return bool(self.opening or self.finding) or any(
             self.replicator.may_deliver(each.remote) for each in self.peers
@@ -202,6 +204,14 @@ class Hub:
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
+
+    def failed(self, where: str, error: HypercoreError) -> None:
+        """Our side failed, and nothing is replicated any more with the peer at `where`."""
+        if self.is_stopped:
+            return
+        self.warn(f"replication with {where} has stopped: {error}")
+        for tell in list(self.on_failure):
+            tell(error)
 
     def take_extension(self, peer: Peer, name: str, payload: bytes) -> None:
         if self.on_extension is None:

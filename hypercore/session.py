@@ -155,9 +155,8 @@ class Replication:
         """A core failed on our side; its peer and the other cores of the connection cannot help it."""
         if self._hubs.get(hub.log.discovery_key) is hub:
             self._failed.add(hub.log.discovery_key)
-            if not hub.is_stopped:
-                hub.warn(f"replication with {self.remote_address} has stopped: {error}")
             self.remove(hub)
+            hub.failed(self.remote_address, error)
 
     async def opened(self) -> None:
         """Return when the handshake is done; raise what ended the connection if it never was."""

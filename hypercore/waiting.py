@@ -102,7 +102,7 @@ class Waiting:
                 was_settled = True
                 await self.settled()  # It lies beyond the length that is known.
                 continue
-            if not await self._answer(ProofRequest(log.fork, hash=result.hash, seek=result.seek)):
+            if log.read_only or not await self._answer(ProofRequest(log.fork, hash=result.hash, seek=result.seek)):
                 raise BlockNotAvailableError(f"no peer could say where byte offset {byte_offset} lies")
 
     async def settled(self) -> None:
@@ -119,7 +119,7 @@ class Waiting:
     def _unsettled_until(self, goals: dict[Peer, _Goal]) -> float | None:
         """When to look again at the latest who has not had his say yet; None when everybody has."""
         hub, log, now = self._hub, self._log, asyncio.get_running_loop().time()
-        if hub.is_stopped:
+        if hub.is_stopped or log.read_only:
             return None
         until = math.inf if hub.opening or hub.finding else 0.0
         for peer in hub.peers:

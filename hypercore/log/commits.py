@@ -79,6 +79,8 @@ class Commits:
         self._poison: HypercoreError | None = None
         #: The log file as a reader last saw it.
         self.seen_oplog: bytes | None = None
+        #: Bytes of blocks that were stored since this was opened.
+        self.written_bytes = 0
         self._unsynced = False
         self._unsynced_bytes = 0
         self._sync_ahead: asyncio.Task[None] | None = None
@@ -166,6 +168,7 @@ class Commits:
         for offset, piece in data:
             state.blocks.wrote(offset, len(piece))
             self._unsynced_bytes += len(piece)
+            self.written_bytes += len(piece)
         if self._unsynced_bytes > SYNC_AHEAD_BYTES and self.durability == "flush" and self._sync_ahead is None:
             self._unsynced_bytes = 0
             self._sync_ahead = self.spawn(self._sync_blocks())

@@ -214,6 +214,11 @@ class Log:
         return self._commits.state.byte_length
 
     @property
+    def written_bytes(self) -> int:
+        """Bytes of blocks that were stored since the log was opened; it never shrinks."""
+        return self._commits.written_bytes
+
+    @property
     def contiguous_length(self) -> int:
         """Blocks that are here from the first on, without a hole."""
         return self._commits.state.contiguous_length
