@@ -29,7 +29,16 @@ class ConditionFailedError(StorageError):
 
 
 class AccessDeniedError(StorageError, PermissionError):
-    """The credentials do not allow the request; the message says which permission it needs."""
+    """The credentials do not allow the request; the message says which permission it needs.
+
+    `action` is that permission. `may_be_missing`: the object may as well not exist, because S3 does not say that to
+    those who may not list the bucket.
+    """
+
+    def __init__(self, message: str, *, action: str = "", may_be_missing: bool = False) -> None:
+        super().__init__(message)
+        self.action = action
+        self.may_be_missing = may_be_missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

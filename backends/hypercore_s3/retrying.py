@@ -1,0 +1,100 @@
+"""What all clients do alike: take turns, try again, give up in time, close.
+
+It must not know how a request is carried out. Every call ends: one try is given `timeout_seconds` and the time that
+its bytes take on a slow line, and nothing is tried again once `deadline_seconds` are over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from hypercore.errors import ClosedError, StorageError
+from hypercore_s3.answers import TryAgainError
+from hypercore_s3.objects import ObjectClient
+
+T = TypeVar("T")
+
+#: A line slower than this (2 Mbit/s) cannot carry a log; what is slower counts as stuck.
+SLOWEST_BYTES_PER_SECOND: Final = 256 << 10
+#: The pause before the n-th new try is random, up to FIRST x 2^n but not more than LONGEST ("full jitter"): a crowd
+#: of clients that were told to slow down must not come back together.
+FIRST_PAUSE_SECONDS: Final = 0.1
+LONGEST_PAUSE_SECONDS: Final = 10.0
+
+
+class RetryingClient(ObjectClient):
+    """The part of a client that decides when and how often; what a try is, its subclass says."""
+
+    def __init__(self, place: str, *, timeout_seconds: float, deadline_seconds: float, most_connections: int) -> None:
+        super().__init__()
+        self.place = place
+        self._timeout_seconds = timeout_seconds
+        self._deadline_seconds = deadline_seconds
+        self._turns = asyncio.Semaphore(most_connections)
+        self._closing = asyncio.Event()
+        self._scopes: set[asyncio.Timeout] = set()
+
+    async def _attempt(self, what: str, size: int, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Carry out `attempt` until it does not raise `TryAgainError`, each time in its turn.
+
+        `size` is how many bytes of a body move at most. Raises `StorageError` from the last try's cause.
+        """
+        loop = asyncio.get_running_loop()
+        transfer_seconds = size / SLOWEST_BYTES_PER_SECOND
+        began = deadline = 0.0
+        tries = 0
+        while True:
+            cause: BaseException | None = None
+            try:
+                self._check_open()
+                async with asyncio.timeout(None) as scope:
+                    self._scopes.add(scope)
+                    try:
+                        async with self._turns:
+                            now = loop.time()
+                            if not tries:
+                                began, deadline = now, now + self._deadline_seconds
+                            tries += 1
+                            scope.reschedule(min(now + self._timeout_seconds, deadline) + transfer_seconds)
+                            return await attempt()
+                    finally:
+                        self._scopes.discard(scope)
+            except TryAgainError as error:
+                reason, cause = str(error), error.__cause__
+            except TimeoutError as error:
+                reason, cause = "no answer in time", error
+            self._check_open()
+            pause = random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(tries, 16)))
+            if loop.time() + pause >= deadline:
+                raise StorageError(
+                    f"{self.place}: {what} failed {tries} times in {loop.time() - began:.1f} s, the last time: {reason}"
+                ) from cause
+            await self._pause(pause)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            return
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise ClosedError(f"the client of {self.place} is closed")
+
+    async def aclose(self) -> None:
+        if not self._closing.is_set():
+            self._closing.set()
+            now = asyncio.get_running_loop().time()
+            for scope in self._scopes:
+                if not scope.expired():
+                    scope.reschedule(now)
+        await self._release()
+
+    @abstractmethod
+    async def _release(self) -> None:
+        """Let go of connections and threads, within a bounded time; called by everyone who closes."""
