@@ -57,6 +57,10 @@ if TYPE_CHECKING:
     from hypercore.log.manifest import Manifest as Manifest
     from hypercore.log.manifest import Prologue as Prologue
     from hypercore.log.manifest import Signer as Signer
+    from hypercore.mirrors.mirror import Mirror as Mirror
+    from hypercore.mirrors.status import CoreStatus as CoreStatus
+    from hypercore.mirrors.status import MirrorStatus as MirrorStatus
+    from hypercore.mirrors.status import PeerStatus as PeerStatus
     from hypercore.peer import Peer as Peer
     from hypercore.proofs import BlockRequest as BlockRequest
     from hypercore.proofs import HashRequest as HashRequest
@@ -113,6 +117,8 @@ _NAMES = {
     "extensions": ("Extension",),
     "keys": ("decode_key", "encode_z32"),
     "log.manifest": ("Manifest", "Prologue", "Signer"),
+    "mirrors.mirror": ("Mirror",),
+    "mirrors.status": ("CoreStatus", "MirrorStatus", "PeerStatus"),
     "peer": ("Peer",),
     "proofs": ("BlockRequest", "HashRequest", "Proof", "SeekRequest", "UpgradeRequest"),
     "session": ("Replication",),

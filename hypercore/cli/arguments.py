@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from typing import Any, Final
 
@@ -15,6 +16,10 @@ from hypercore.urls import parse_address
 DEFAULT_CHUNK_SIZE: Final = 64 * 1024
 #: Long enough for a slow network, short enough for a person.
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
+
+_SIZE: Final = re.compile(
+    r"(?P<number>\d{1,15}(\.\d{1,6})?) ?(?P<unit>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE | re.ASCII
+)
 
 _DESCRIPTION: Final = """\
 A secure append-only log: one writer signs it, any number of readers fetch and verify it.
@@ -121,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_storage(verify)
 
     _add_network_commands(commands)
+    _add_mirror(commands)
 
     copy = commands.add(
         "copy",
@@ -187,6 +193,64 @@ def _add_network_commands(commands: _Commands) -> None:
     )
     _add_peer_options(follow)
     follow.add_argument("--start", metavar="N", type=_index, help="the first block to print (the length at the start)")
+
+
+def _add_mirror(commands: _Commands) -> None:
+    mirror = commands.add(
+        "mirror",
+        "keep a copy of one or many logs, and serve it",
+        "Downloads what the sources have, follows them live, and serves readers meanwhile; after an interruption it "
+        "goes on where it was. Several mirrors of one STORAGE agree by its lease: one writes, the others serve what it "
+        "writes and take over when it ends. With --json every change is told by an object with "
+        '"have", "want", "blocks_per_second", "synced", "cores", "sources", "problems" and more.',
+        "hypercore mirror KEY ./copy --from tcp://host:4977 --listen tcp://0.0.0.0:4978",
+        "hypercore mirror KEY 's3://bucket/{key}' --from tcp://host:4977 --health 127.0.0.1:9100",
+        "hypercore mirror '/srv/logs/{key}' --keys keys.txt --from tcp://host:4977 --most-bytes 500GiB",
+        "hypercore mirror KEY ./part --range 1000:2000 --from tcp://host:4977 --once",
+    )
+    mirror.add_argument(
+        "key", metavar="KEY", nargs="?", type=_key, help="64 hex digits or 52 letters of z-base-32; or --keys"
+    )
+    mirror.add_argument(
+        "storage",
+        metavar="STORAGE",
+        type=_address,
+        help="a folder, or another backend's address; {key} or {discovery_key} in it stands for the log's, in hex",
+    )
+    mirror.add_argument(
+        "--from", metavar="ADDRESS", dest="sources", action="append", default=[], type=_address, help="a source to dial"
+    )
+    mirror.add_argument(
+        "--listen", metavar="ADDRESS", action="append", default=[], type=_address, help="where readers come in"
+    )
+    mirror.add_argument(
+        "--keys",
+        metavar="FILE",
+        help="many logs: a file with a key a line and # comments, or a folder of files that are named by a key or hold "
+        "some; read again when it changes, and at SIGHUP",
+    )
+    mirror.add_argument(
+        "--range",
+        metavar="START:END",
+        type=_range,
+        default=(0, None),
+        help="only blocks START up to END; without END what comes, too",
+    )
+    mirror.add_argument(
+        "--most-bytes",
+        metavar="SIZE",
+        type=_size,
+        help="download no more once so much is stored, and go on serving: 500GiB, 10MB, 4096",
+    )
+    mirror.add_argument(
+        "--durability",
+        choices=("none", "flush", "always"),
+        default="flush",
+        help="what a stored block survives (flush)",
+    )
+    mirror.add_argument("--once", action="store_true", help="stop when everything is here")
+    mirror.add_argument("--metrics", metavar="HOST:PORT", help="serve /metrics for Prometheus")
+    mirror.add_argument("--health", metavar="HOST:PORT", help="serve /health: 200, or 503 and why")
 
 
 class _Commands:
@@ -281,6 +345,31 @@ def _index(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is no block number; the first block is 0")
     return int(text)
+
+
+def _range(text: str) -> tuple[int, int | None]:
+    start, colon, end = text.partition(":")
+    if not colon or (start and not _is_number(start)) or (end and not _is_number(end)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range; 1000:2000, 1000: and :2000 are")
+    first, last = int(start or 0), int(end) if end else None
+    if last is not None and last <= first:
+        raise argparse.ArgumentTypeError(f"{text!r} is a range without blocks: it ends before it begins")
+    return first, last
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _size(text: str) -> int:
+    found = _SIZE.fullmatch(text)
+    size = 0
+    if found is not None:
+        power = " kmgt".index(found["unit"].lower() or " ")
+        size = int(float(found["number"]) * (1024 if found["binary"] else 1000) ** power)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; 500GiB, 10MB and 4096 are")
+    return size
 
 
 def _chunk_size(text: str) -> int:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from hypercore.cli import local, network
+from hypercore.cli import local, mirror, network
 from hypercore.cli.console import Output
 
 Command = Callable[[argparse.Namespace, Output], Awaitable[None]]
@@ -23,4 +23,5 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "clone": network.clone,
     "follow": network.follow,
     "copy": network.copy,
+    "mirror": mirror.mirror,
 }

@@ -193,7 +193,7 @@ class Progress:
 
     def __init__(self, unit: str, *, quiet: bool) -> None:
         self._unit = unit
-        self._is_shown = not quiet and os.isatty(2)
+        self.is_shown = not quiet and os.isatty(2)
         self._began = time.monotonic()
         self._next = self._began + PROGRESS_AFTER_SECONDS
         self._first: int | None = None
@@ -201,7 +201,7 @@ class Progress:
 
     def show(self, have: int, want: int | None) -> None:
         """`have` of `want` units are done; `want` is None when nobody knows."""
-        if not self._is_shown:
+        if not self.is_shown:
             return
         now = time.monotonic()
         if self._first is None:
@@ -212,7 +212,7 @@ class Progress:
     def say(self, text: str) -> None:
         """What is being waited for."""
         now = time.monotonic()
-        if self._is_shown and now >= self._next:
+        if self.is_shown and now >= self._next:
             self._draw(text, now)
 
     def _draw(self, text: str, now: float) -> None:

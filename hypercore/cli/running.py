@@ -31,7 +31,7 @@ FAILED: Final = 1
 USAGE: Final = 2
 
 #: Commands that go on until they are told to stop: to stop is how they succeed.
-ENDLESS: Final = frozenset({"serve", "follow"})
+ENDLESS: Final = frozenset({"serve", "follow", "mirror"})
 
 _FAILURES: Final = (CommandError, HypercoreError, OSError)
 _SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
