@@ -269,7 +269,7 @@ class Peer:
             await self._fetcher.ask(send, session.now())
         server = self._server
         while server.has_work and session.waiting_bytes < SEND_AHEAD_BYTES:
-            await server.answer_one()
+            await server.answer_some()
         return server.has_work
 
     async def _announce(self) -> None:

@@ -97,6 +97,19 @@ class PluginHost:
             raise PluginError(f"{opener} gave a {type(opened).__name__}, not a Transport")
         return opened
 
+    def is_storage(self, address: str | os.PathLike[str] | Address) -> bool:
+        """See `hypercore.plugins.is_storage`."""
+        scheme = parse_address(address).scheme
+        if scheme in self._transports:
+            return False
+        if scheme in self._storages:
+            return True
+        raise UnknownSchemeError(
+            f"no plugin offers the scheme {scheme!r}, neither a peer's ({', '.join(sorted(self._transports))}) nor a "
+            f"storage's ({', '.join(sorted(self._storages))}){self._absent()}. A peer over TCP is written "
+            "'tcp://host:port'"
+        )
+
     def _open(self, address: Address, options: Mapping[str, object], offers: _Offers, what: str) -> tuple[object, str]:
         """What the opener gave, and who it is, for a complaint."""
         found = offers.get(address.scheme, [])
@@ -109,14 +122,20 @@ class PluginHost:
 
     def _unknown(self, address: Address, offers: Iterable[str], what: str) -> str:
         text = f"no plugin offers the {what} scheme {address.scheme!r}; known are {', '.join(sorted(offers)) or 'none'}"
-        if off := [plugin.name for plugin in self._plugins if plugin.disabled]:
-            text += f"; switched off by {DISABLE_VARIABLE}: {', '.join(off)}"
-        if broken := [plugin.name for plugin in self._plugins if plugin.error is not None]:
-            text += f"; broken: {', '.join(broken)} (see `hypercore plugins`)"
+        text += self._absent()
         if what == "storage" and address.host is None:
             text += f". A folder of that name is written './{address}'"
         if what == "transport" and address.host is None:
             text += ". A peer over TCP is written 'tcp://host:port'"
+        return text
+
+    def _absent(self) -> str:
+        """The plugins that offer nothing, since theirs may be the scheme that was meant."""
+        text = ""
+        if off := [plugin.name for plugin in self._plugins if plugin.disabled]:
+            text += f"; switched off by {DISABLE_VARIABLE}: {', '.join(off)}"
+        if broken := [plugin.name for plugin in self._plugins if plugin.error is not None]:
+            text += f"; broken: {', '.join(broken)} (see `hypercore plugins`)"
         return text
 
     def _with_conflicts(self, plugin: PluginInfo) -> PluginInfo:
@@ -145,6 +164,14 @@ def open_transport(address: str | Address | Transport, **options: object) -> Tra
     if isinstance(address, Transport) and not options:
         return address
     return installed().open_transport(address, **options)
+
+
+def is_storage(address: str | os.PathLike[str] | Address) -> bool:
+    """Whether a peer's address is a storage's and not a transport's.
+
+    Raises `AddressError`, and `UnknownSchemeError` for a scheme that is neither's.
+    """
+    return installed().is_storage(address)
 
 
 def list_plugins() -> Sequence[PluginInfo]:

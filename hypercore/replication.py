@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from hypercore.bitfield import Bitfield
@@ -89,6 +89,11 @@ class Hub:
         #: Called when replication over a connection stopped because our own side failed, as a full storage does.
         self.on_failure: list[Callable[[HypercoreError], None]] = []
         self.on_extension: Callable[[Peer, str, bytes], None] | None = None
+        #: Sources that have to be looked at before they say what they have; each returns when it is known here.
+        self.on_look: list[Callable[[], Awaitable[None]]] = []
+        self.on_warning: Callable[[str], None] | None = None
+        #: How many wait for the log to grow, beside those who want blocks.
+        self.growth_waiters = 0
         log.listeners.append(self._log_changed)
 
     def close(self) -> None:
@@ -204,6 +209,18 @@ class Hub:
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
+        if self.on_warning is not None:
+            self.on_warning(message)
+
+    async def look(self) -> None:
+        """Let the sources that do not speak by themselves say what they have now."""
+        if self.on_look:
+            await asyncio.gather(*(look() for look in self.on_look))
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether anybody waits for what is not here yet, a block or a greater length."""
+        return self.growth_waiters > 0 or self.replicator.is_wanting
 
     def failed(self, where: str, error: HypercoreError) -> None:
         """Our side failed, and nothing is replicated any more with the peer at `where`."""

@@ -17,6 +17,7 @@ from hypercore.errors import ClosedError, ConnectError, HypercoreError, OptionEr
 from hypercore.plugins import open_transport
 from hypercore.replication import Hub
 from hypercore.session import Replication
+from hypercore.storage_peers import StoragePeers, is_storage_peer
 from hypercore.transport import ByteStream, Listener, Transport
 from hypercore.urls import hide_secrets
 
@@ -40,6 +41,10 @@ class Swarm:
     connection ends, dialled again; `dial_errors` says of each that cannot be reached why, and nothing else does.
     `key_pair` names this program to its peers (a fresh one otherwise).
 
+    A peer may also be a storage, as `./folder` or `s3://bucket/prefix`, that holds the core (one address for many cores
+    has `{key}` or `{discovery_key}` in it): it is read as if somebody served it, and while anybody follows it is looked
+    at again every `refresh_seconds` (2, or 10 when it is far away).
+
         async with Hypercore("./reader", key) as core, Swarm(peers=["tcp://writer.local:4977"]) as swarm:
             swarm.join(core)
             await core.update()
@@ -51,6 +56,7 @@ class Swarm:
         peers: Iterable[str] = (),
         key_pair: KeyPair | None = None,
         most_connections: int = MOST_CONNECTIONS,
+        refresh_seconds: float | None = None,
     ) -> None:
         if isinstance(peers, str):
             raise OptionError(f"peers is a list of addresses: peers=[{hide_secrets(peers)!r}]")
@@ -74,6 +80,7 @@ class Swarm:
         self._destroyed = False
         #: The last error of each address that is dialled, until it works.
         self.dial_errors: dict[str, HypercoreError] = {}
+        self._storages = StoragePeers(self.dial_errors, refresh_seconds=refresh_seconds)
 
     # ---- life ----
 
@@ -87,18 +94,22 @@ class Swarm:
             return
         self._started = True
         try:
-            for address in self._peer_addresses:
+            storages = [address for address in self._peer_addresses if is_storage_peer(address)]
+            dialled = [address for address in self._peer_addresses if address not in storages]
+            for address in dialled:
                 self._transport(address)
             for address in self._listen_addresses:
                 self._listeners.append(await self._transport(address).listen(address))
                 self._check_open()
+            await self._storages.start(storages)
         except BaseException:
             await self.destroy()
             raise
         for listener in self._listeners:
             self._spawn(self._accept(listener))
-        for address in self._peer_addresses:
+        for address in dialled:
             self._spawn(self._keep_dialling(address))
+        self._first_dials = len(dialled)
         self._end_first_round()
 
     def _check_open(self) -> None:
@@ -116,6 +127,7 @@ class Swarm:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await asyncio.gather(*(replication.aclose() for replication in replications))
+        await self._storages.aclose()
         for hub in list(self._hubs.values()):
             self._leave(hub)
         for transport in self._transports.values():
@@ -159,6 +171,7 @@ class Swarm:
                 self._finding.add(topic)
             for replication in self._replications:
                 replication.add(hub)
+            self._storages.add(hub)
 
     def leave(self, core: Hypercore) -> None:
         """Replicate `core` no longer."""
@@ -173,6 +186,7 @@ class Swarm:
         if self._hubs.pop(topic, None) is None:
             return
         hub.on_close.remove(self._leave)
+        self._storages.remove(hub)
         self._served.discard(topic)
         self._sought.discard(topic)
         hub.sources -= 1
@@ -195,13 +209,15 @@ class Swarm:
 
     def connections(self) -> list[Replication]:
         """The connections whose handshake is done."""
-        return [each for each in self._replications if each.remote_public_key and not each.is_closed]
+        dialled = [each for each in self._replications if each.remote_public_key and not each.is_closed]
+        return dialled + self._storages.connections()
 
     async def flush(self) -> None:
         """Return when every address was dialled once, with or without success. Starts the swarm if need be."""
         if not self._destroyed:
             await self.start()
         await self._flushed.wait()
+        await self._storages.flush()
 
     # ---- work ----
 

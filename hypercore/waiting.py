@@ -110,6 +110,7 @@ class Waiting:
 
         A peer that goes on growing is waited for until the length is reached that it had first.
         """
+        await self._hub.look()
         goals: dict[Peer, _Goal] = {}
         while not self._is_closed and (until := self._unsettled_until(goals)) is not None:
             with contextlib.suppress(TimeoutError):
@@ -141,14 +142,18 @@ class Waiting:
         cannot grow.
         """
         log, hub = self._log, self._hub
-        while log.length < length:
-            if self._is_closed:
-                return False
-            if not (log.writable or hub.may_have_peers or (live and hub.sources)):
-                raise BlockNotAvailableError(
-                    f"the log has {log.length} blocks, no peer is connected and none is being looked for"
-                )
-            await self.news()
+        hub.growth_waiters += 1
+        try:
+            while log.length < length:
+                if self._is_closed:
+                    return False
+                if not (log.writable or hub.may_have_peers or (live and hub.sources)):
+                    raise BlockNotAvailableError(
+                        f"the log has {log.length} blocks, no peer is connected and none is being looked for"
+                    )
+                await self.news()
+        finally:
+            hub.growth_waiters -= 1
         return True
 
     async def peers(self) -> bool:
