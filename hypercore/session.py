@@ -99,6 +99,8 @@ class Replication:
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._opened: asyncio.Future[None] = self._loop.create_future()
+        #: When the peer was heard last, give or take a tick.
+        self.heard_at = self.now()
         #: Why the connection ended; None while it lives and after a clean end.
         self.error: HypercoreError | None = None
         self.is_closed = False
@@ -118,6 +120,10 @@ class Replication:
     @property
     def remote_address(self) -> str:
         return self._stream.remote_address
+
+    @property
+    def local_address(self) -> str:
+        return self._stream.local_address
 
     def add(self, hub: Hub) -> None:
         """Replicate one more core over this connection."""
@@ -312,6 +318,8 @@ class Replication:
             return
         # A long answer may be on its way, or wait until we have stored the one before it.
         is_answering = self._received_bytes >= PROGRESS_BYTES or not self._is_reading
+        if self._received_bytes or not self._is_reading:
+            self.heard_at = now
         self._received_bytes = 0
         for peer in list(self._peers.values()):
             if is_answering:

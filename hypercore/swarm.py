@@ -13,12 +13,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from hypercore.crypto import KeyPair
-from hypercore.errors import ClosedError, ConnectError, HypercoreError, OptionError
+from hypercore.errors import ClosedError, ConnectError, ConnectTimeoutError, HypercoreError, OptionError
+from hypercore.finding import Finding
 from hypercore.plugins import open_transport
 from hypercore.replication import Hub
 from hypercore.session import Replication
 from hypercore.storage_peers import StoragePeers, is_storage_peer
-from hypercore.transport import ByteStream, Listener, Transport
+from hypercore.transport import ByteStream, Discovery, Listener, Transport
 from hypercore.urls import hide_secrets
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ MOST_CONNECTIONS: Final = 256
 class Swarm:
     """Finds and keeps connections.
 
-    `addresses` are listened on: `tcp://0.0.0.0:4977`, `tcp://[::1]:0`, `pipe:name`. `peers` are dialled and, when the
-    connection ends, dialled again; `dial_errors` says of each that cannot be reached why, and nothing else does.
-    `key_pair` names this program to its peers (a fresh one otherwise).
+    `addresses` are listened on: `tcp://0.0.0.0:4977`, `tcp://[::1]:0`, `pipe:name`; with `lan:` the peers on the local
+    network find each other. `peers` are dialled and, when the connection ends, dialled again; `dial_errors` says of
+    each that cannot be reached why, and nothing else does. `key_pair` names this program to its peers (a fresh one
+    otherwise).
 
     A peer may also be a storage, as `./folder` or `s3://bucket/prefix`, that holds the core (one address for many cores
     has `{key}` or `{discovery_key}` in it): it is read as if somebody served it, and while anybody follows it is looked
@@ -69,6 +71,9 @@ class Swarm:
         self._tasks: set[asyncio.Task[None]] = set()
         self._replications: set[Replication] = set()
         self._by_remote: dict[bytes, Replication] = {}
+        self._findings: list[Finding] = []
+        #: Connections whose peer was found elsewhere since; the next one to that peer takes their place.
+        self._doubted: set[Replication] = set()
         self._hubs: dict[bytes, Hub] = {}
         #: Topics that peers may ask for, those that they are asked for, and those whose cores wait for the first round.
         self._served: set[bytes] = set()
@@ -99,7 +104,10 @@ class Swarm:
             for address in dialled:
                 self._transport(address)
             for address in self._listen_addresses:
-                self._listeners.append(await self._transport(address).listen(address))
+                if (discovery := self._transport(address).discovery()) is None:
+                    await self._listen(address)
+                else:
+                    await self._find(discovery)
                 self._check_open()
             await self._storages.start(storages)
         except BaseException:
@@ -111,6 +119,7 @@ class Swarm:
             self._spawn(self._keep_dialling(address))
         self._first_dials = len(dialled)
         self._end_first_round()
+        self._topics_changed()
 
     def _check_open(self) -> None:
         if self._destroyed:
@@ -119,6 +128,7 @@ class Swarm:
     async def destroy(self) -> None:
         """Close everything. Twice is fine."""
         self._destroyed = True
+        await asyncio.gather(*(finding.aclose() for finding in self._findings))
         for listener in self._listeners:
             await listener.aclose()
         replications = list(self._replications)  # Whoever watches one forgets it when it is cancelled.
@@ -172,6 +182,7 @@ class Swarm:
             for replication in self._replications:
                 replication.add(hub)
             self._storages.add(hub)
+        self._topics_changed()
 
     def leave(self, core: Hypercore) -> None:
         """Replicate `core` no longer."""
@@ -190,6 +201,7 @@ class Swarm:
         self._served.discard(topic)
         self._sought.discard(topic)
         hub.sources -= 1
+        self._topics_changed()
         if topic in self._finding:
             self._finding.discard(topic)
             hub.finding -= 1
@@ -217,6 +229,8 @@ class Swarm:
         if not self._destroyed:
             await self.start()
         await self._flushed.wait()
+        for finding in self._findings:
+            await finding.flush()
         await self._storages.flush()
 
     # ---- work ----
@@ -226,6 +240,28 @@ class Swarm:
         if scheme not in self._transports:
             self._transports[scheme] = open_transport(address)
         return self._transports[scheme]
+
+    async def _listen(self, address: str) -> Listener:
+        listener = await self._transport(address).listen(address)
+        self._listeners.append(listener)
+        return listener
+
+    async def _find(self, discovery: Discovery) -> None:
+        finding = Finding(
+            discovery,
+            public_key=self.public_key,
+            dial=self._dial_found,
+            connected=self._by_remote,
+            doubted=self._doubted,
+            errors=self.dial_errors,
+        )
+        self._findings.append(finding)
+        await finding.start(self._listen)
+
+    def _topics_changed(self) -> None:
+        sought = {topic: self._hubs[topic] for topic in self._sought}
+        for finding in self._findings:
+            finding.set_topics(served=self._served, sought=sought)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -274,6 +310,20 @@ class Swarm:
         self.dial_errors.pop(address, None)
         return replication
 
+    async def _dial_found(self, address: str, timeout_seconds: float) -> Replication:
+        """A connection whose handshake is done, over whatever transport the address is of."""
+        replication: Replication | None = None
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                stream = await self._transport(address).connect(address, timeout_seconds=timeout_seconds)
+                replication = self._run(stream, initiator=True)
+                await replication.opened()
+        except TimeoutError as error:
+            if replication is not None:
+                await replication.aclose()
+            raise ConnectTimeoutError(f"{address} did not answer within {timeout_seconds:g} seconds") from error
+        return replication
+
     def _end_first_round(self) -> None:
         if self._first_dials > 0:
             return
@@ -302,6 +352,7 @@ class Swarm:
             pass  # It never opened; whoever dialled has the reason.
         finally:
             self._replications.discard(replication)
+            self._doubted.discard(replication)
             remote = replication.remote_public_key
             if self._by_remote.get(remote) is replication:
                 del self._by_remote[remote]
@@ -322,7 +373,7 @@ class Swarm:
         other = self._by_remote.get(remote)
         if other is None or other.is_closed:
             self._by_remote[remote] = replication
-        elif rank(replication) > rank(other):
+        elif other in self._doubted or rank(replication) > rank(other):
             self._by_remote[remote] = replication
             await other.aclose()
         else:

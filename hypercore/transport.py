@@ -10,7 +10,8 @@ Three causes of an end, three errors: we closed it (`StreamClosedError`), the pe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -36,6 +37,11 @@ class ByteStream(ABC):
     @abstractmethod
     def remote_address(self) -> str:
         """Where the peer is, as an address of this transport, for messages and logs."""
+
+    @property
+    def local_address(self) -> str:
+        """This end of the stream, as an address of this transport; empty where there is no such thing."""
+        return ""
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,24 +88,66 @@ class Listener(ABC):
         await self.aclose()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerFound:
+    """A peer serves something that is looked for; again, whenever what is known of it changes."""
+
+    #: Names what the peer says of itself until `PeerLost`; nothing else is promised of it.
+    peer_id: str
+    #: Where it may be dialled, the best first, as addresses of any transport. Nothing proves them but a handshake.
+    addresses: tuple[str, ...]
+    #: Those topics, of the ones looked for, that it serves or may serve.
+    topics: frozenset[bytes]
+    #: Whether this is the peer of that public key (32 bytes), as far as it says so; spares a second connection.
+    is_peer: Callable[[bytes], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerLost:
+    """A peer has left, or serves nothing more that is looked for. Its connections are none of discovery's business."""
+
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostsLost:
+    """These hosts (numbers, without ports) are no longer addresses of this machine: connections from them are dead."""
+
+    hosts: frozenset[str]
+
+
+DiscoveryEvent = PeerFound | PeerLost | HostsLost
+
+
 class Discovery(ABC):
     """Finds peers by topic (a discovery key, 32 bytes); the core's key itself is never given to it."""
 
     @abstractmethod
-    async def announce(self, topic: bytes, addresses: Sequence[str]) -> None:
-        """Say that this process serves `topic` at the addresses, until `withdraw`."""
+    async def start(self, *, public_key: bytes, listen: Callable[[str], Awaitable[Listener]]) -> None:
+        """Begin. `public_key` is what this program proves to its peers; `listen` opens what peers are to dial, at an
+        address of any transport. Raises `TransportError`.
+        """
 
     @abstractmethod
-    def lookup(self, topic: bytes) -> AsyncIterator[str]:
-        """Addresses of peers that serve `topic`, as they are found, until the iterator is closed."""
+    def announce(self, topics: frozenset[bytes]) -> None:
+        """Say from now on that this program serves exactly these; none at all ends it. Returns at once."""
+
+    @abstractmethod
+    def look_up(self, topics: frozenset[bytes]) -> None:
+        """Look from now on for peers that serve any of exactly these. Returns at once."""
+
+    @abstractmethod
+    def events(self) -> AsyncIterator[DiscoveryEvent]:
+        """What is found and lost, until `aclose`. One iterator at a time."""
 
     @abstractmethod
     async def first_round(self, topic: bytes) -> None:
-        """Return when everybody who was there when `topic` was looked up has had time to answer."""
+        """Return when those who serve `topic` had their fair chance to answer since it is looked for; `events` has
+        given them by then.
+        """
 
-    @abstractmethod
-    async def withdraw(self, topic: bytes) -> None:
-        """Stop announcing and looking for `topic`."""
+    async def reconfirm(self, peer_id: str) -> None:  # noqa: B027 - optional
+        """Dials to this peer fail: find out whether it is there, and report it lost if not."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -118,7 +166,7 @@ class Transport(ABC):
         """Listen. Raises `TransportError` (address in use, not ours) or `AddressError`."""
 
     def discovery(self) -> Discovery | None:
-        """How this transport finds peers by itself; None when it only dials given addresses."""
+        """What finds peers by itself, a new one each time; None when this transport only dials and listens."""
         return None
 
     async def aclose(self) -> None:  # noqa: B027 - most transports hold nothing

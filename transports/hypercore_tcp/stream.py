@@ -35,9 +35,12 @@ _RESET = struct.pack("ii", 1, 0)
 class TcpStream(asyncio.BufferedProtocol, ByteStream):
     """A connected socket. Made by `TcpTransport.connect` and `TcpListener.accept`."""
 
-    def __init__(self, sock: socket.socket, remote_address: str, *, close_timeout_seconds: float) -> None:
+    def __init__(
+        self, sock: socket.socket, remote_address: str, local_address: str, *, close_timeout_seconds: float
+    ) -> None:
         self._sock = sock
         self._address = remote_address
+        self._local_address = local_address
         self._close_timeout_seconds = close_timeout_seconds
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -110,6 +113,10 @@ class TcpStream(asyncio.BufferedProtocol, ByteStream):
     @property
     def remote_address(self) -> str:
         return self._address
+
+    @property
+    def local_address(self) -> str:
+        return self._local_address
 
     # ---- what the loop calls ----
 

@@ -205,7 +205,10 @@ async def _open(sock: socket.socket, options: TcpOptions, *, accepted: bool = Fa
         # Messages are complete when they are sent; waiting for more to go with them only adds latency.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream = TcpStream(
-            sock, format_address(sock.getpeername()), close_timeout_seconds=options.close_timeout_seconds
+            sock,
+            format_address(sock.getpeername()),
+            format_address(sock.getsockname()),
+            close_timeout_seconds=options.close_timeout_seconds,
         )
         if accepted:
             await loop.connect_accepted_socket(lambda: stream, sock)
