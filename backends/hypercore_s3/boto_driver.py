@@ -79,14 +79,14 @@ def make_client(
         return session.client("s3", endpoint_url=endpoint_url, region_name=known, config=config)
 
     client = made("virtual" if path_style is False else "path" if path_style or endpoint_url else "auto")
-    if path_style is None and endpoint_url is None and not _is_aws(client.meta.endpoint_url):
+    if path_style is None and endpoint_url is None and not is_aws(client.meta.endpoint_url):
         client = made("path")  # The endpoint came from the environment or the profile.
     # Waiting for "100 Continue" is a round trip, and a second with servers that do not know it.
     client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing)
     return client
 
 
-def _is_aws(endpoint_url: str) -> bool:
+def is_aws(endpoint_url: str) -> bool:
     host = urlsplit(endpoint_url).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws"))
 
