@@ -88,6 +88,18 @@ def growth(start: int, end: int) -> list[int]:
     return indexes
 
 
+def astride(length: int) -> list[int]:
+    """The nodes that reach across the end of `length` blocks although they lie before it in the line."""
+    end = 2 * length
+    indexes = []
+    index = end - 2
+    while end and offset(index):
+        index = parent(index)
+        if index < end <= right_span(index):
+            indexes.append(index)
+    return indexes
+
+
 def path(index: int, top: int) -> list[int]:
     """The siblings that lead from node `index` up to its ancestor `top`, lowest first."""
     siblings = []

@@ -23,10 +23,11 @@ from hypercore.errors import (
 )
 from hypercore.log import flat_tree, oplog
 from hypercore.log.blocks import BlockFile
+from hypercore.log.crown import Crown
 from hypercore.log.manifest import Authority
 from hypercore.log.oplog import ExternalPointer, FindingKind, Header, OplogImage, Replayed
 from hypercore.log.repair import remake_node
-from hypercore.log.state import BITFIELD, DATA, FILES, HEADER, OPLOG, TREE, LogState
+from hypercore.log.state import BITFIELD, CROWN, DATA, FILES, HEADER, OPLOG, TREE, LogState
 from hypercore.log.tree import NodeStore
 from hypercore.log.tree_file import TreeFile
 from hypercore.proofs import Node
@@ -160,16 +161,26 @@ async def load(
         raise CorruptError(f"the header contradicts itself: {error}", file=OPLOG) from error
 
     replayed = oplog.replay(header, image.entries, image.entry_offsets)
-    await _refuse_old_tree(storage, inspection.sizes)
+    crown = None
+    if storage.distant:
+        crown = Crown(storage, inspection.sizes.get(CROWN, 0))
+        await crown.load()
     file = TreeFile(
         storage,
         inspection.sizes.get(TREE, 0),
         overlay=replayed.nodes,
         blanks=replayed.blanks,
         floor=replayed.floor,
+        crown=crown,
     )
     nodes = NodeStore(file, authority.tree_hash)
-    roots = await _checked_roots(nodes, authority, replayed, warnings)
+    try:
+        roots = await _checked_roots(nodes, authority, replayed, warnings)
+    except CorruptError:
+        await _refuse_old_tree(storage, inspection.sizes)
+        raise
+    if not replayed.length:
+        await _refuse_old_tree(storage, inspection.sizes)
     nodes.set_roots(roots, replayed.length)
     if header.contiguous_length and not inspection.sizes.get(BITFIELD):
         # It is written before the header that counts on it.

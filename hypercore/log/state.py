@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from hypercore.bitfield import PAGE_SIZE, Bitfield
 from hypercore.crypto import KeyPair
-from hypercore.log import blocks, oplog, tree_file
+from hypercore.log import blocks, crown, oplog, tree_file
 from hypercore.log.manifest import Authority
 from hypercore.log.oplog import Entry, ExternalPointer, Header, ReorgHint, SlotState, StoredKeyPair
 from hypercore.log.tree import NodeStore
@@ -23,9 +23,10 @@ HEADER: Final = "header"
 BITFIELD: Final = "bitfield"
 TREE: Final = tree_file.FILE
 DATA: Final = blocks.FILE
+CROWN: Final = crown.FILE
 
 #: The files of a log, in the order in which they are asked for.
-FILES: Final = (OPLOG, TREE, BITFIELD, DATA, HEADER)
+FILES: Final = (OPLOG, TREE, BITFIELD, DATA, HEADER, CROWN)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -160,6 +161,7 @@ def plan_checkpoint(state: LogState, *, sync: bool) -> Checkpoint:
         if cut.first:
             operations.extend(cut_operations)
     operations.extend(Write(TREE, offset, data) for offset, data in runs)
+    operations.extend(state.tree.file.crown_operations())
     if sync:
         operations.append(Sync((DATA, BITFIELD, TREE)))
     writes, external = header_writes(state.header(), state.slots, state.external, sync=sync)

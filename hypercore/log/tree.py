@@ -30,6 +30,8 @@ from hypercore.proofs import Node
 #: With 24 KiB a page this is 6 MB at most, and 65,536 blocks are found without reading or hashing nodes again. It
 #: has to be more than the pages on one way up, which are 53 at most.
 MAX_PAGES: Final = 256
+#: So many nodes are looked up together: their pages have room beside each other.
+MAX_LOOKED_UP: Final = 64
 #: About 5 MB at most. When it is full the lowest nodes go: they are the most, and the quickest to check again.
 MAX_UPPER: Final = 16384
 
@@ -41,9 +43,11 @@ _TOP: Final = 255
 Placed = tuple[int, Node]
 
 
-class _PagesNeeded(Exception):  # noqa: N818 - says what to read first; never leaves this module
-    def __init__(self, pages: set[int]) -> None:
-        self.pages = pages
+class _Needed(Exception):  # noqa: N818 - says what to read first; never leaves this module
+    def __init__(self, pages: Iterable[int], nodes: Iterable[int]) -> None:
+        self.pages = frozenset(pages)
+        #: Nodes from above the pages, which are read one by one.
+        self.nodes = frozenset(nodes)
 
 
 class NodeStore:
@@ -54,6 +58,8 @@ class NodeStore:
         self._hash_parent = tree_hash.parent
         self._pages: dict[int, Page] = {}
         self._upper: dict[int, Placed] = {}
+        #: Nodes as they were just read, for the one who asked for them.
+        self._read_above: dict[int, Node | None] = {}
         self._roots: tuple[Node, ...] = ()
         self._end = 0
 
@@ -200,7 +206,7 @@ class NodeStore:
             try:
                 if not self._climb(page, place):
                     return None
-            except _PagesNeeded:
+            except _Needed:
                 return None
             offset = page.offsets[place]
         size, digest = unpack_node(page.data, place * NODE_SIZE)
@@ -208,11 +214,7 @@ class NodeStore:
 
     async def locate(self, index: int) -> Placed | None:
         """The node and its byte offset, if it is stored and hashes up to a root; None otherwise."""
-        while True:
-            try:
-                return self._find(index)
-            except _PagesNeeded as needed:
-                await self._load(needed.pages)
+        return (await self._find_all([index]))[0]
 
     async def nodes(self, indexes: Sequence[int]) -> list[Node | None]:
         """The nodes that are stored and hash up to a root; None for the others. One round trip for what is not in
@@ -229,7 +231,7 @@ class NodeStore:
                 else:
                     placed = self._find(index)
                     nodes.append(None if placed is None else placed[1])
-        except _PagesNeeded:
+        except _Needed:
             return await self._nodes_slowly(indexes)
         return nodes
 
@@ -240,15 +242,29 @@ class NodeStore:
         return roots if len(roots) == len(found) else None
 
     async def _nodes_slowly(self, indexes: Sequence[int]) -> list[Node | None]:
-        needed: set[int] = set()
-        for index in indexes:
-            try:
-                self._find(index)
-            except _PagesNeeded as missing:
-                needed |= missing.pages
-        await self._load(needed)
-        placed = [await self.locate(index) for index in indexes]
-        return [None if found is None else found[1] for found in placed]
+        return [None if found is None else found[1] for found in await self._find_all(indexes)]
+
+    async def _find_all(self, indexes: Sequence[int]) -> list[Placed | None]:
+        found: dict[int, Placed | None] = {}
+        for start in range(0, len(indexes), MAX_LOOKED_UP):
+            missing = list(indexes[start : start + MAX_LOOKED_UP])
+            while missing:
+                pages: set[int] = set()
+                nodes: set[int] = set()
+                without = []
+                for index in missing:
+                    try:
+                        found[index] = self._find(index)
+                    except _Needed as needed:
+                        pages |= needed.pages
+                        nodes |= needed.nodes
+                        without.append(index)
+                # What was read for these indexes was right until now, and nobody keeps it up to date.
+                self._read_above = {}
+                missing = without
+                if missing:
+                    await self._load(sorted(pages), sorted(nodes))
+        return [found[index] for index in indexes]
 
     def _find(self, index: int) -> Placed | None:
         if ~index & (index + 1) > 128:
@@ -258,7 +274,7 @@ class NodeStore:
         if page is None:
             if flat_tree.right_span(index) >= self._end:
                 return None
-            raise _PagesNeeded({index >> PAGE_SHIFT} | self._pages_above(index))
+            raise _Needed([index >> PAGE_SHIFT], self._nodes_above(index))
         offset = page.offsets[place]
         if offset < 0:
             if flat_tree.right_span(index) >= self._end or not self._climb(page, place):
@@ -267,15 +283,15 @@ class NodeStore:
         size, digest = unpack_node(page.data, place * NODE_SIZE)
         return offset, Node(index, size, digest)
 
-    def _pages_above(self, index: int) -> set[int]:
-        """The other pages that checking a node will need, so that they are read together with its own."""
+    def _nodes_above(self, index: int) -> frozenset[int]:
+        """The nodes from above that checking a node will need, so that they are read together with its page."""
         top = index | _TOP if index & IN_PAGE < _TOP else (index & ~IN_PAGE) | _TOP
         if flat_tree.right_span(top) < self._end:
             try:
                 self._find_upper(top)
-            except _PagesNeeded as needed:
-                return needed.pages
-        return set()
+            except _Needed as needed:
+                return needed.nodes
+        return frozenset()
 
     def _climb(self, page: Page, place: int) -> bool:
         """Check a node of a page: hash it up to one that is checked already, with the siblings on the way.
@@ -328,32 +344,37 @@ class NodeStore:
         return True
 
     def _find_upper(self, index: int) -> Placed | None:
-        """A node that is not below the top of a page. Raises `PagesNeeded` with all pages that are in the way."""
+        """A node that is not below the top of a page. Raises `_Needed` with all nodes on the way that are not here."""
         trusted = self._upper
         known = trusted.get(index)
         if known is not None:
             return known
         if flat_tree.right_span(index) >= self._end:
             return None
-        needed: set[int] = set()
-        path: list[Node] = []
-        node = self._stored(index, needed)
+        unchecked = [index]
         above = index
+        held: list[Node | None] = []
         while above not in trusted:
             sibling = flat_tree.sibling(above)
             above = flat_tree.parent(above)
-            held = trusted.get(sibling)
-            beside = held[1] if held is not None else self._stored(sibling, needed)
-            if beside is not None:
-                path.append(beside)
-            elif not needed:
-                return None
-        if needed:
-            raise _PagesNeeded(needed)
+            placed = trusted.get(sibling)
+            if placed is None:
+                unchecked.append(sibling)
+            held.append(None if placed is None else placed[1])
+        if not all(map(self._is_read, unchecked)):
+            # All of them together: what is here now may be gone when the rest has come.
+            raise _Needed((), unchecked)
+        node = self._stored(index)
         if node is None:
             return None
+        siblings = iter(unchecked[1:])
         passed = [node]
-        for beside in path:
+        path: list[Node] = []
+        for known_beside in held:
+            beside = known_beside or self._stored(next(siblings))
+            if beside is None:
+                return None
+            path.append(beside)
             left, right = (node, beside) if node[0] < beside[0] else (beside, node)
             size = left[1] + right[1]
             if size > MAX_SAFE_INTEGER:
@@ -362,6 +383,11 @@ class NodeStore:
             passed.append(node)
         start, top = trusted[above]
         if node != top:
+            if self.file.crown is not None and not self.file.crown.distrusted:
+                # What lies in the tree itself may be better.
+                self.file.crown.distrusted = True
+                self._read_above.clear()
+                return self._find_upper(index)
             return None
         for node, beside in zip(reversed(passed[:-1]), reversed(path), strict=True):
             if node[0] < beside[0]:
@@ -374,12 +400,14 @@ class NodeStore:
             self._shed()
         return start, passed[0]
 
-    def _stored(self, index: int, needed: set[int]) -> Node | None:
-        """The node as its page has it; a page that is not here is added to `needed`."""
+    def _is_read(self, index: int) -> bool:
+        return index in self._read_above or index >> PAGE_SHIFT in self._pages
+
+    def _stored(self, index: int) -> Node | None:
+        """The node as it was read."""
         page = self._pages.get(index >> PAGE_SHIFT)
         if page is None:
-            needed.add(index >> PAGE_SHIFT)
-            return None
+            return self._read_above[index]
         size, digest = unpack_node(page.data, (index & IN_PAGE) * NODE_SIZE)
         return Node(index, size, digest) if size or digest != BLANK_HASH else None
 
@@ -390,9 +418,9 @@ class NodeStore:
             reach *= 2
         self._trust_roots()
 
-    async def _load(self, numbers: Iterable[int]) -> None:
-        wanted = sorted(numbers)
-        pages = await self.file.read_pages(wanted)
+    async def _load(self, wanted: Sequence[int], above: Sequence[int]) -> None:
+        pages, nodes = await self.file.read(wanted, above)
+        self._read_above = dict(zip(above, nodes, strict=True))
         while self._pages and len(self._pages) + len(wanted) > MAX_PAGES:
             del self._pages[next(iter(self._pages))]
         self._pages.update(zip(wanted, pages, strict=True))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from hypercore.errors import ClosedError, OutOfBoundsError
 from hypercore.log import flat_tree
+from hypercore.log.crown import Crown
 from hypercore.proofs import Node
-from hypercore.storage import RandomAccess, Storage
+from hypercore.storage import Operation, RandomAccess, Storage
 
 FILE: Final = "tree"
 NODE_SIZE: Final = 40
@@ -81,9 +82,12 @@ class TreeFile:
         overlay: Mapping[int, Node] | None = None,
         blanks: frozenset[int] = frozenset(),
         floor: int | None = None,
+        crown: Crown | None = None,
     ) -> None:
         """`overlay`, `blanks` and `floor` are what replaying the log gave (disk spec, section 4.2)."""
         self._storage = storage
+        #: The upper nodes in a file of their own, if there is one.
+        self.crown = crown
         self._file: RandomAccess | None = None
         #: Bytes that may be read: behind a cut nothing counts, and a checkpoint may cut the file there at any time.
         self._size = file_size if floor is None else min(file_size, max(0, 2 * floor - 1) * NODE_SIZE)
@@ -93,7 +97,7 @@ class TreeFile:
         #: Leaf index from which on the file may hold nodes of another fork, which do not count; None when all count.
         self._end: int | None = None if floor is None else 2 * floor
         #: Raised whenever the file was changed, or what counts in it: bytes that were asked for before may be old.
-        self._version = 0
+        self.version = 0
 
     def cut(self, length: int) -> None:
         """Forget every node that is not wholly below the first `length` blocks; the file may still hold some."""
@@ -102,28 +106,44 @@ class TreeFile:
         self.overlay = {index: node for index, node in self.overlay.items() if reach(index) < end}
         self._end = end if self._end is None else min(end, self._end)
         self._size = min(self._size, max(0, end - 1) * NODE_SIZE)
-        self._version += 1
+        self.version += 1
 
     # ---- reading -------------------------------------------------------------------------------------
 
-    async def read_pages(self, numbers: Sequence[int]) -> list[Page]:
-        """Pages that show what the file will hold after the next checkpoint."""
+    async def stored(self, indexes: Sequence[int]) -> list[Node | None]:
+        """The nodes as they are stored, whether they fit the tree or not; read one by one and not kept."""
+        return (await self.read((), indexes))[1]
 
-        def sizes() -> list[int]:
-            return [min(_PAGE_SIZE, self._size - number * _PAGE_SIZE) for number in numbers]
-
-        contents = iter(
-            await self._read(
-                lambda: [(number * _PAGE_SIZE, size) for number, size in zip(numbers, sizes(), strict=True) if size > 0]
-            )
-        )
+    async def read(self, numbers: Sequence[int], indexes: Sequence[int]) -> tuple[list[Page], list[Node | None]]:
+        """Pages, and single nodes, in one round trip, as they will be stored after the next checkpoint."""
+        while True:
+            version = self.version
+            sizes = [min(_PAGE_SIZE, self._size - number * _PAGE_SIZE) for number in numbers]
+            filed = [index for index in indexes if index not in self.overlay and self._counts_in_file(index)]
+            held = await self.crown.read(filed) if self.crown is not None and filed else {}
+            single = [index for index in filed if index not in held]
+            ranges = [(number * _PAGE_SIZE, size) for number, size in zip(numbers, sizes, strict=True) if size > 0]
+            ranges += [(index * NODE_SIZE, NODE_SIZE) for index in single]
+            try:
+                contents = iter(await self._read(ranges))
+            except (OutOfBoundsError, ClosedError):
+                if version == self.version:
+                    raise
+            else:
+                # Otherwise the file changed meanwhile.
+                if version == self.version:
+                    break
         pages = [
             Page(number << PAGE_SHIFT, next(contents) if size > 0 else b"")
-            for number, size in zip(numbers, sizes(), strict=True)
+            for number, size in zip(numbers, sizes, strict=True)
         ]
         for page in pages:
             self._bring_up_to_date(page)
-        return pages
+        for index in single:
+            size, digest = unpack_node(next(contents))
+            if size or digest != BLANK_HASH:
+                held[index] = Node(index, size, digest)
+        return pages, [self.overlay.get(index) or held.get(index) for index in indexes]
 
     def _bring_up_to_date(self, page: Page) -> None:
         """Make a page that was read from the file show what the log says since."""
@@ -144,27 +164,6 @@ class TreeFile:
                 if index in self.overlay:
                     page.put(self.overlay[index])
 
-    async def stored(self, indexes: Sequence[int]) -> list[Node | None]:
-        """The nodes as they are stored, whether they fit the tree or not; read one by one and not kept."""
-        contents = iter(
-            await self._read(
-                lambda: [
-                    (index * NODE_SIZE, NODE_SIZE)
-                    for index in indexes
-                    if index not in self.overlay and self._counts_in_file(index)
-                ]
-            )
-        )
-        found: list[Node | None] = []
-        for index in indexes:
-            node = self.overlay.get(index)
-            if node is None and self._counts_in_file(index):
-                size, digest = unpack_node(next(contents))
-                if size or digest != BLANK_HASH:
-                    node = Node(index, size, digest)
-            found.append(node)
-        return found
-
     def _counts_in_file(self, index: int) -> bool:
         return (
             (index + 1) * NODE_SIZE <= self._size
@@ -172,20 +171,12 @@ class TreeFile:
             and (self._end is None or flat_tree.right_span(index) < self._end)
         )
 
-    async def _read(self, ranges: Callable[[], list[tuple[int, int]]]) -> list[bytes]:
-        """Read what `ranges` asks for, again if the file changed meanwhile."""
-        while True:
-            version, wanted = self._version, ranges()
-            try:
-                if wanted and self._file is None:
-                    self._file = await self._storage.open(FILE)
-                contents = await self._file.read_many(wanted) if wanted and self._file is not None else []
-            except (OutOfBoundsError, ClosedError):
-                if version == self._version:
-                    raise
-            else:
-                if version == self._version:
-                    return contents
+    async def _read(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        if not ranges:
+            return []
+        if self._file is None:
+            self._file = await self._storage.open(FILE)
+        return await self._file.read_many(ranges)
 
     # ---- writing -------------------------------------------------------------------------------------
 
@@ -214,23 +205,26 @@ class TreeFile:
             return None
         size = max(0, end - 1) * NODE_SIZE
         # Cutting the file is not enough: a node astride the cut can lie before its end.
-        astride = []
-        index = end - 2
-        while end and flat_tree.offset(index):
-            index = flat_tree.parent(index)
-            if index < end <= flat_tree.right_span(index) and index not in self.overlay:
-                astride.append(index * NODE_SIZE)
+        astride = [index * NODE_SIZE for index in flat_tree.astride(end >> 1) if index not in self.overlay]
         first = any(flat_tree.right_span(index) >= end for index in self.overlay)
         return TreeCut(size, tuple(astride), first)
+
+    def crown_operations(self) -> list[Operation]:
+        """What a checkpoint writes to the file `crown`, if there is one."""
+        if self.crown is None:
+            return []
+        return self.crown.operations(self.overlay.values(), None if self._end is None else self._end >> 1)
 
     def was_written(self, runs: Sequence[tuple[int, bytes]]) -> None:
         """The runs, and the cut if there was one, are in the file now."""
         cut = self.owed_cut()
+        if self.crown is not None:
+            self.crown.was_written(self.overlay.values(), None if self._end is None else self._end >> 1)
         if cut is not None:
             self._end = None
             self._size = max([cut.size, *(offset + NODE_SIZE for offset in cut.blanks)])
         self._size = max([self._size, *(offset + len(data) for offset, data in runs)])
-        self._version += 1
+        self.version += 1
         self.overlay.clear()
 
     async def aclose(self) -> None:
@@ -238,3 +232,5 @@ class TreeFile:
         if self._file is not None:
             await self._file.aclose()
             self._file = None
+        if self.crown is not None:
+            await self.crown.aclose()
