@@ -17,6 +17,7 @@ from hypercore.core import Durability, Hypercore
 from hypercore.downloads import Download
 from hypercore.errors import (
     ClosedError,
+    FormatError,
     HypercoreError,
     LockedError,
     StorageError,
@@ -30,6 +31,7 @@ from hypercore.peer import STORING, Peer
 from hypercore.plugins import open_storage
 from hypercore.storage import Storage
 from hypercore.swarm import Swarm
+from hypercore.urls import hide_secrets
 
 #: How often one that stands by looks what the writer has written since. A look costs a bucket a request or two.
 REFRESH_SECONDS: Final = 2.0
@@ -46,6 +48,8 @@ class Plan:
 
     #: Where the core of a key lies.
     place: Callable[[bytes], str | Storage]
+    #: It is an address; a function of the program's may make something new at every call.
+    is_address: bool
     start: int
     end: int | None
     durability: Durability
@@ -141,10 +145,18 @@ class Keeper:
         self._retried_at = now()
 
     def _become(self, role: Role, error: Exception | None = None) -> None:
-        text = None if error is None else str(error) or type(error).__name__
+        text = None if error is None else self._describe(error)
         if (role, text) != (self.role, self.error):
             self.role, self.error = role, text
             self._tell()
+
+    def _describe(self, error: Exception) -> str:
+        """The error, and where it happened when it does not say that itself."""
+        text = str(error) or type(error).__name__
+        if self._plan.is_address and isinstance(error, (StorageError, FormatError)):
+            where = hide_secrets(str(self._plan.place(self.key)))
+            return text if where in text else f"{where}: {text}"
+        return text
 
     def _tell(self) -> None:
         self._changed.set()

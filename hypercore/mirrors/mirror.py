@@ -86,9 +86,15 @@ class Mirror:
         if not self._sources and not listen:
             raise OptionError("a mirror needs a source to dial, or an address to be dialled at")
         place, self._is_for_many = _place_of(storage)
-        self._is_made_by_program = callable(storage)
         self._first_keys = self._check_keys(keys)
-        self._plan = Plan(place=place, start=start, end=end, durability=durability, has_sources=bool(self._sources))
+        self._plan = Plan(
+            place=place,
+            is_address=not callable(storage),
+            start=start,
+            end=end,
+            durability=durability,
+            has_sources=bool(self._sources),
+        )
         self._budget = Budget(most_bytes=most_bytes, on_full=self._pause)
         self._swarm = Swarm(*listen, peers=self._sources, key_pair=key_pair, most_connections=most_connections)
         self._monitor = Monitor(self.status, metrics=metrics, health=health)
@@ -108,7 +114,7 @@ class Mirror:
         if self._looking is not None:
             return
         loop = asyncio.get_running_loop()
-        if not self._is_made_by_program:
+        if self._plan.is_address:
             # An address that can never be opened is a mistake to be told of at once, and not to be tried again.
             nowhere = open_storage(self._plan.place(bytes(KEY_SIZE)))
             await nowhere.aclose()
