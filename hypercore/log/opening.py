@@ -223,6 +223,9 @@ async def _checked_roots(nodes: NodeStore, authority: Authority, replayed: Repla
     roots = [node for node in stored if node is not None]
     if len(roots) == len(stored) and _fits(roots, authority, replayed):
         return roots
+    if nodes.file.crown is not None and not nodes.file.crown.distrusted:
+        nodes.file.crown.distrusted = True
+        return await _checked_roots(nodes, authority, replayed, warnings)
     remade = [await remake_node(nodes.file, index, authority.tree_hash) for index in indexes]
     for choice in (zip(remade, stored, strict=True), zip(stored, remade, strict=True)):
         roots = [node for node in (first or second for first, second in choice) if node is not None]

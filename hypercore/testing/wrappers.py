@@ -179,6 +179,7 @@ class LatencyStorage(WrappedStorage):
     def __init__(self, inner: Storage, *, seconds: float) -> None:
         super().__init__(inner)
         self.seconds = seconds
+        self.distant = True
         #: How often it has waited.
         self.round_trips = 0
 
