@@ -1,0 +1,363 @@
+"""The writer's lease of one place, and everything that only its holder may do.
+
+Knows the head: who writes, how many commits there have been, what files there are. It must not know who reads.
+
+Two writers never both commit, whatever the clocks say: each commit names the writer that the head must name, and the
+commit before it. Time only decides how long a writer that is silent keeps others out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from hypercore.errors import (
+    FencedError,
+    ForeignStorageError,
+    HypercoreError,
+    LockedError,
+    NewerFormatError,
+    StorageError,
+    StorageFullError,
+)
+from hypercore_redis import scripts
+from hypercore_redis.channel import Channel, LostConnectionError, Reply
+from hypercore_redis.options import PlaceOptions
+from hypercore_redis.pages import DROPPED_PAGES_MAX, Contents, Draft, Layout, format_ranges
+from hypercore_redis.scripts import Argument
+from hypercore_redis.session import LostCommitsError, Session, pairs, run_on
+
+T = TypeVar("T")
+
+#: The lease is renewed when this part of it has gone by without a commit.
+RENEWALS: Final = 3
+#: Connections that break each time the writer has just said who it is are not worth more patience.
+_RESUMES_MAX: Final = 10
+
+
+class Lease:
+    """Taken by `acquire`, or by the first change."""
+
+    def __init__(self, session: Session, layout: Layout, options: PlaceOptions) -> None:
+        self._session = session
+        self._layout = layout
+        self._options = options
+        self._milliseconds = int(options.lease_seconds * 1000)
+        #: What lies in the place; None without the lease.
+        self.contents: Contents | None = None
+        #: The last commit that was seen: ours when we write, anybody's when we read.
+        self.sequence = 0
+        self._who = secrets.token_hex(8)
+        self._writer = b""
+        #: A commit was sent and not answered.
+        self._in_doubt = False
+        #: Why nothing can be changed any more, and why nothing can be trusted any more.
+        self._fenced: FencedError | None = None
+        self._lost: LostCommitsError | None = None
+        #: Held during a change.
+        self._turn = asyncio.Lock()
+        self._used_at = 0.0
+        self._untidy = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    def check(self) -> None:
+        """Raises `LostCommitsError` when what was seen here is no longer here."""
+        if self._lost is not None:
+            raise self._lost
+
+    def _check_changeable(self) -> None:
+        self.check()
+        if self._fenced is not None:
+            raise self._fenced
+
+    def saw(self, sequence: bytes | None) -> None:
+        """A reader found this in the head; None: there is no head. Raises `LostCommitsError`."""
+        found = 0 if sequence is None else int(sequence)
+        if found < self.sequence:
+            self._lose(found)
+        self.sequence = found
+
+    def _lose(self, found: int) -> None:
+        there = "nothing is there" if found <= 0 else f"commit {found} is the last one there"
+        self._lost = LostCommitsError(
+            f"{self._session}: commit {self.sequence} of {self._layout.head!r} was seen, and {there}: the server was "
+            "restarted without what it had, emptied, or replaced by a replica that lacked it; acknowledged changes are "
+            "gone. Nothing was changed; what is left can be looked at by opening the storage anew"
+        )
+        self.contents = None
+        raise self._lost
+
+    # ---- taking it -----------------------------------------------------------------------------------
+
+    async def acquire(self) -> None:
+        """Raises `LockedError`, `FencedError`, `LostCommitsError`, `FormatError`, `StorageError`."""
+        self._check_changeable()
+        if self.contents is None:
+            await to_the_end(self._acquire())
+
+    async def _acquire(self) -> None:
+        async with self._turn:
+            await self._hold()
+
+    async def _hold(self) -> Contents:
+        self._check_changeable()
+        if self.contents is not None:
+            return self.contents
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())}
+        arguments = (
+            self._who,
+            self._milliseconds,
+            json.dumps(holder),
+            int(self._options.take_over),
+            self.sequence,
+        )
+        keys = (self._layout.head, self._layout.guard)
+        reply = await self._session.patiently(lambda channel: run_on(channel, scripts.ACQUIRE, keys, arguments))
+        match reply[0]:
+            case b"mine":
+                contents = self._adopt(reply)
+            case b"held":
+                raise LockedError(self._describe(reply[1], int(reply[2])))
+            case b"gone":
+                self._lose(-1)
+            case _:
+                check_format(reply[1] if len(reply) > 1 else None, self._session)
+        # Whatever comes over a new connection comes after it is known whether we are still the writer.
+        self._session.greet = self._resume
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        return contents
+
+    def _describe(self, holder: bytes, milliseconds: int) -> str:
+        try:
+            who = json.loads(holder)
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(who["since"]))
+            shown = f"process {who['pid']} on {who['host']} since {since}"
+        except (ValueError, KeyError, TypeError):
+            shown = "another writer"
+        return (
+            f"{self._layout.head!r} in {self._session} is held by {shown}. Close that writer; if it is dead, wait "
+            f"{-(-milliseconds // 1000)} s for its lease to end, or open with take_over=true"
+        )
+
+    async def _resume(self, channel: Channel) -> None:
+        """On a new connection: still the writer? What was sent over the old one and not carried out never will be."""
+        self.check()
+        if self.contents is None:
+            return
+        reply = await run_on(channel, scripts.RESUME, (self._layout.head,), (self._who, self._milliseconds))
+        if reply[0] == b"mine":
+            self._adopt(reply)
+        else:
+            self._refused(reply)
+
+    def _adopt(self, reply: Reply) -> Contents:
+        head = pairs(reply[2])
+        found = int(head[b"sequence"])
+        if self.contents is None:
+            self.sequence = found
+        elif found != self.sequence and not (self._in_doubt and found == self.sequence + 1):
+            self._lose(found)
+        self.sequence, self._in_doubt = found, False
+        self._writer = reply[1]
+        self.contents = Contents.parse(head)
+        self._used_at = asyncio.get_running_loop().time()
+        if self.contents.debris:
+            self._untidy.set()
+        return self.contents
+
+    def _refused(self, reply: Reply) -> bool:
+        """The head names another writer or commit: what that means for us. True: it is us, of an older connection."""
+        _, writer, sequence, epoch, holder = [*reply, *[None] * 4][:5]
+        if writer is None or sequence is None or int(sequence) < self.sequence:
+            self._lose(-1 if sequence is None else int(sequence))
+        if writer.partition(b":")[2] == self._who.encode():
+            return True
+        if epoch is None or int(epoch) < int(self._writer.partition(b":")[0]):
+            self._lose(int(sequence))
+        self.contents = None
+        self._fenced = FencedError(
+            f"another writer took over {self._layout.head!r} in {self._session}; this one can never write again. "
+            + self._describe(holder or b"", 0).partition(". ")[0]
+        )
+        return False
+
+    # ---- changing ------------------------------------------------------------------------------------
+
+    async def commit(self, build: Callable[[Draft], None]) -> None:
+        """Carry out what `build` puts into the draft, all or nothing, to its end even if the caller is cancelled.
+
+        Raises `FencedError`, `StorageFullError` and other `StorageError`; after the last, whether it was done is
+        found out by the next call.
+        """
+        await to_the_end(self._commit(build))
+
+    async def _commit(self, build: Callable[[Draft], None]) -> None:
+        async with self._turn:
+            draft = Draft(self._layout, await self._hold())
+            build(draft)
+            if draft.is_empty:
+                return
+            try:
+                if draft.is_large:
+                    await self._put_aside(draft)
+                await self._send(draft)
+            except StorageFullError:
+                raise
+            except HypercoreError:
+                # The next call begins with asking the head what is true.
+                self._session.drop("what the head says is in doubt")
+                raise
+            finally:
+                if self.contents is not None and self.contents.debris:
+                    self._untidy.set()
+
+    async def _send(self, draft: Draft) -> None:
+        keys, arguments = draft.keys, draft.arguments()
+        number = self.sequence + 1
+
+        async def send(channel: Channel) -> Reply:
+            self._check_changeable()
+            if self.sequence == number:
+                return 1  # a connection was lost after it, and resuming found it done
+            self._in_doubt = True
+            return await run_on(
+                channel,
+                scripts.COMMIT,
+                keys,
+                (self._writer, number - 1, number, self._milliseconds, *arguments),
+            )
+
+        try:
+            reply = await self._persist(send)
+        except (FencedError, LostCommitsError):
+            raise
+        except StorageError as error:
+            if isinstance(error.__cause__, LostConnectionError):
+                raise StorageError(f"{error}; whether the last change was made is not known") from error
+            raise
+        if reply != 1:
+            raise StorageError(f"{self._session}: what was put aside for a large commit is gone; nothing was changed")
+        self.sequence = number
+        self._in_doubt = False
+        self.contents = draft.contents
+        self._used_at = asyncio.get_running_loop().time()
+
+    async def _persist(self, work: Callable[[Channel], Awaitable[Reply]]) -> Reply:
+        """Do `work`, which names the writer; again if an older connection of ours had a last word meanwhile."""
+        for _ in range(_RESUMES_MAX):
+            reply = await self._session.patiently(work)
+            if not isinstance(reply, list) or reply[0] != b"refused":
+                return reply
+            if self._refused(reply):
+                self._session.drop("an older connection had a last word")
+            self._check_changeable()
+        raise StorageError(f"{self._session}: the connection breaks again and again")
+
+    async def _put_aside(self, draft: Draft) -> None:
+        while self.contents is not None and "" in self.contents.debris:
+            await self._sweep("")
+        for keys, values in draft.stage():
+            debris = [(0, draft.staged_count)]
+            await self._persist(partial(self._stage, (self._layout.head, *keys), ("-", format_ranges(debris), *values)))
+            if self.contents is not None:
+                self.contents.debris[""] = debris
+
+    async def _stage(self, keys: Sequence[str], arguments: Sequence[Argument], channel: Channel) -> Reply:
+        return await run_on(channel, scripts.STAGE, keys, (self._writer, *arguments))
+
+    # ---- keeping it ----------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Renew the lease of a writer that has nothing to write, and sweep away what nobody can see any more."""
+        seconds = self._options.lease_seconds / RENEWALS
+        loop = asyncio.get_running_loop()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._untidy.wait()
+            try:
+                async with self._turn:
+                    if self.contents is None:
+                        return
+                    if self.contents.debris:
+                        await self._sweep(next(iter(self.contents.debris)))
+                    else:
+                        self._untidy.clear()
+                    if loop.time() - self._used_at >= seconds * 0.9:
+                        await self._renew()
+            except HypercoreError:
+                # A change will say what is wrong, in the call of somebody who wants to know.
+                self._untidy.clear()
+
+    async def _renew(self) -> None:
+        await self._persist(
+            lambda channel: run_on(channel, scripts.RENEW, (self._layout.head,), (self._writer, self._milliseconds))
+        )
+        self._used_at = asyncio.get_running_loop().time()
+
+    async def _sweep(self, name: str) -> None:
+        """Some of the debris of one file."""
+        assert self.contents is not None
+        (first, end), *others = self.contents.debris[name]
+        stop = min(end, first + DROPPED_PAGES_MAX)
+        left = [(stop, end), *others] if stop < end else others
+        keys = (self._layout.head, *(self._layout.page(name, number) for number in range(first, stop)))
+        await self._persist(
+            lambda channel: run_on(channel, scripts.SWEEP, keys, (self._writer, f"-{name}", format_ranges(left)))
+        )
+        if self.contents is not None:
+            if left:
+                self.contents.debris[name] = left
+            else:
+                self.contents.debris.pop(name, None)
+
+    # ---- the end -------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Give the lease back."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        async with self._turn:
+            if self.contents is None:
+                return
+            await self._session.farewell(self._leave)
+            self.contents = None
+
+    async def _leave(self, channel: Channel) -> None:
+        with contextlib.suppress(HypercoreError):
+            while self.contents is not None and self.contents.debris:
+                await self._sweep(next(iter(self.contents.debris)))
+        await run_on(channel, scripts.RELEASE, (self._layout.head, self._layout.guard), (self._writer,))
+
+
+def check_format(found: bytes | None, shown: object) -> None:
+    """Raises `ForeignStorageError` or `NewerFormatError` unless a head says it is one of ours."""
+    if found is None or not found.isdigit():
+        raise ForeignStorageError(f"{shown}: the keys of this prefix are another program's; nothing was changed")
+    if found != scripts.FORMAT:
+        raise NewerFormatError(
+            f"{shown}: this place has layout {found.decode()}, and this version knows {scripts.FORMAT.decode()}"
+        )
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Its result. A caller that is cancelled waits too: what was sent must not land after what is sent next."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise

