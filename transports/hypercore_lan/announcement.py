@@ -26,7 +26,7 @@ TOPICS_PER_STRING: Final = (255 - 3) // TOPIC_HASH_SIZE
 STRING_COUNT_MAX: Final = 4
 #: So that the whole answer fits one unfragmented packet of Ethernet; a peer with more says that it has.
 TOPIC_COUNT_MAX: Final = STRING_COUNT_MAX * TOPICS_PER_STRING
-#: Ours has at most 1,078 bytes; room is left for strings of later versions, and what is larger is not read.
+#: Ours has at most 1,070 bytes; room is left for strings of later versions, and what is larger is not read.
 TEXT_SIZE_MAX: Final = 2048
 
 _DOMAIN: Final = b"hypercore-lan-1"
