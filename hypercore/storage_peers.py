@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hypercore.duplex import stream_pair
-from hypercore.errors import AddressError, ClosedError, HypercoreError, StorageConflictError, StorageError
+from hypercore.errors import AddressError, ClosedError, CorruptError, HypercoreError, StorageConflictError, StorageError
 from hypercore.log.engine import Log, LogChange
 from hypercore.peer import Peer
 from hypercore.plugins import is_storage, open_storage
@@ -28,6 +28,8 @@ from hypercore.urls import Address, hide_secrets, parse_address
 #: and every look is paid for.
 REFRESH_SECONDS: Final = 2.0
 DISTANT_REFRESH_SECONDS: Final = 10.0
+#: A writer at work may move things between two reads of ours, hardly ever so many times in a row.
+OPEN_ATTEMPTS: Final = 3
 #: Wait before a storage that failed is opened again: the first time, and at most. Doubled each time, with jitter.
 FIRST_RETRY_SECONDS: Final = 0.2
 LAST_RETRY_SECONDS: Final = 30.0
@@ -184,12 +186,7 @@ class StoragePeer:
 
     async def _read(self) -> None:
         """Open the storage and replicate from it, until that fails with the error that says why."""
-        storage = open_storage(self._address)
-        try:
-            log = await Log.open(storage, key=self._hub.log.key, create_if_missing=False, read_only=True)
-        except BaseException:
-            await storage.aclose()
-            raise
+        log = await self._open()
         source = _Source(log, self._hub, self._name)
         try:
             self.session = source.session
@@ -200,6 +197,20 @@ class StoragePeer:
                 await source.run(self._owner.refresh_seconds)
         finally:
             self.session = None
+
+    async def _open(self) -> Log:
+        for _ in range(OPEN_ATTEMPTS - 1):
+            with contextlib.suppress(CorruptError):
+                return await self._open_once()
+        return await self._open_once()
+
+    async def _open_once(self) -> Log:
+        storage = open_storage(self._address)
+        try:
+            return await Log.open(storage, key=self._hub.log.key, create_if_missing=False, read_only=True)
+        except BaseException:
+            await storage.aclose()
+            raise
 
 
 class _FarEnd(Replication):

@@ -1,34 +1,41 @@
-"""Commands that talk to peers: serve, clone, follow, and copy, whose peer is in the same process."""
+"""Commands that talk to peers: serve, clone, follow, and copy, which needs none."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
-import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from hypercore.cli.console import CommandError, Output, Progress, complain, count_of
 from hypercore.cli.local import check_persistent, reader_of
+from hypercore.copying import Copied, is_same_place
+from hypercore.copying import copy as copy_log
 from hypercore.core import Hypercore
 from hypercore.downloads import Download
-from hypercore.duplex import stream_pair
-from hypercore.errors import BlockNotAvailableError, FormatError, ProtocolError, StorageError, WaitTimeoutError
+from hypercore.errors import (
+    BlockNotAvailableError,
+    FormatError,
+    ProtocolError,
+    StorageConflictError,
+    StorageMissingError,
+    WaitTimeoutError,
+)
 from hypercore.events import PeerAdded, PeerRemoved
 from hypercore.log.engine import LogChange
+from hypercore.storage_peers import address_for, is_storage_peer
 from hypercore.swarm import Swarm
-from hypercore.urls import Address, hide_secrets, parse_address
+from hypercore.urls import hide_secrets
 
 #: How often a wait looks whether it is stuck.
 TICK_SECONDS: Final = 0.1
 #: What is in flight is here by then, when the other blocks cannot be had.
 DAMAGE_SECONDS: Final = 1.0
-#: Ranges of a log with holes that are fetched at once.
-MOST_RANGES: Final = 64
+#: What is wrong with a storage that is a peer, and will be so in a moment, too.
+LASTING: Final = (FormatError, StorageMissingError)
 
 
 class _News:
@@ -97,82 +104,61 @@ async def _tell_of_peers(core: Hypercore) -> None:
 
 async def clone(options: argparse.Namespace, output: Output) -> None:
     began = time.monotonic()
-    async with Hypercore(options.storage, options.key) as core, Swarm(peers=options.peers) as swarm:
-        swarm.join(core)
-        with _resumable(core, quiet=options.json) as progress:
-            await _meet(core, swarm, options, progress)
-            await _fetch(core, lambda: [(0, core.length)], options.timeout, progress)
-        await _summary("cloned", core, began, output)
+    with _resumable(quiet=options.json) as job:
+        async with _replicated(options, job) as (core, swarm):
+            await _fetch(core, swarm, options, job)
+            await _summary("cloned", core, core.length, began, output)
 
 
 async def copy(options: argparse.Namespace, output: Output) -> None:
     began = time.monotonic()
     check_persistent(options.source, options.destination)
-    from_, to = hide_secrets(options.source), hide_secrets(options.destination)
-    if _place(options.source) == _place(options.destination):
-        raise CommandError(f"{from_} is both the source and the destination")
-    async with _named(reader_of(options.source), from_) as source:
-        keys: dict[str, Any] = {}
-        if options.with_secret_key:
-            if source.key_pair is None:
-                raise CommandError(f"{from_} has no secret key to copy")
-            keys = {"key_pair": source.key_pair, "manifest": source.manifest}
-        async with _named(Hypercore(options.destination, source.key, **keys), to) as core:
-            if (core.fork, core.length) > (source.fork, source.length):
-                raise CommandError(
-                    f"{to} is ahead: {count_of(core.length, 'block')} of fork {core.fork}, "
-                    f"and {from_} has {source.length:,} of fork {source.fork}"
-                )
-            if options.with_secret_key and core.key_pair is None:
-                raise CommandError(f"{to} already holds a reader's copy, which cannot become a writer")
-            ours, theirs = stream_pair(from_, to)
-            async with source.replicate(theirs, initiator=False), core.replicate(ours, initiator=True):
-                with _resumable(core, quiet=options.json) as progress:
-                    await _catch_up(core, source, options.timeout)
-                    await _fetch(core, lambda: _held(source), options.timeout, progress, source=source)
-            await _summary("copied", core, began, output)
+    _refuse_same(options.source, options.destination)
+    with _resumable(quiet=options.json) as job:
+        copied = await copy_log(
+            options.source, options.destination, with_secret_key=options.with_secret_key, on_progress=job.show
+        )
+    await _summary("copied", copied, copied.stored_blocks, began, output)
 
 
-def _place(address: str) -> Address:
-    """The address, with one name for one folder."""
-    place = parse_address(address)
-    return replace(place, path=os.path.realpath(place.path)) if place.scheme == "file" else place
+def _refuse_same(source: str, destination: str) -> None:
+    if is_same_place(source, destination):
+        raise CommandError(f"{hide_secrets(source)} is both the source and the destination")
 
 
-@contextlib.asynccontextmanager
-async def _named(core: Hypercore, where: str) -> AsyncIterator[Hypercore]:
-    """`core`, open; when it cannot be opened, of two storages it is said which."""
-    try:
-        await core.ready()
-    except (StorageError, FormatError) as error:
-        raise CommandError(f"{where}: {error}") from error
-    async with core:
-        yield core
+class _Job(Progress):
+    """Progress in blocks, for a job that can be interrupted and gone on with."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__("blocks", quiet=quiet)
+        self._have = self._want = 0
+        #: The core that is being filled, once there is one.
+        self.core: Hypercore | None = None
+
+    def show(self, have: int, want: int | None) -> None:
+        self._have, self._want = have, want or 0
+        super().show(have, want)
+
+    def __str__(self) -> str:
+        if self.core is not None:
+            self._have, self._want = self.core.hub.log.bitfield.count(0, self.core.length), self.core.length
+        return f"{self._have:,} of {self._want:,} blocks"
 
 
 @contextlib.contextmanager
-def _resumable(core: Hypercore, *, quiet: bool) -> Iterator[Progress]:
+def _resumable(*, quiet: bool) -> Iterator[_Job]:
     """Shows progress, and says what is here when a signal ends the job."""
-    progress = Progress("blocks", quiet=quiet)
+    job = _Job(quiet=quiet)
     try:
-        yield progress
+        yield job
     except asyncio.CancelledError:
-        have, want = core.hub.log.bitfield.count(0, core.length), core.length
-        raise CommandError(
-            f"interrupted with {have:,} of {want:,} blocks; the same command goes on from here"
-        ) from None
+        raise CommandError(f"interrupted with {job}; the same command goes on from here") from None
     finally:
-        progress.clear()
+        job.clear()
 
 
-def _held(core: Hypercore) -> Iterator[tuple[int, int]]:
-    """The runs of blocks, (start, end), that are stored here."""
-    return ((start, start + count) for start, count in core.hub.log.bitfield.runs(0, core.length))
-
-
-async def _summary(done: str, core: Hypercore, began: float, output: Output) -> None:
+async def _summary(done: str, core: Hypercore | Copied, stored: int, began: float, output: Output) -> None:
     seconds = time.monotonic() - began
-    stored = core.hub.log.bitfield.count(0, core.length)
     much = f"{count_of(stored, 'block')}, {count_of(core.byte_length, 'byte')}"
     if stored < core.length:  # A copy of what had holes itself.
         much = f"{stored:,} of {count_of(core.length, 'block')}, all that the source holds"
@@ -188,92 +174,112 @@ async def _summary(done: str, core: Hypercore, began: float, output: Output) -> 
     )
 
 
+# ---- meeting peers --------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _replicated(options: argparse.Namespace, job: _Job) -> AsyncIterator[tuple[Hypercore, Swarm]]:
+    """The core in STORAGE, with a peer that has it.
+
+    A storage that is empty stays so until somebody is met who knows the key: after a mistyped one, or when nobody is
+    there, nothing is left that would be in the way of the next command.
+    """
+    for address in options.peers:
+        if is_storage_peer(address):
+            _refuse_same(address, options.storage)
+    async with Swarm(peers=options.peers) as swarm:
+        if not await _holds_core(options.storage):
+            async with Hypercore("memory:", options.key) as scout:
+                swarm.join(scout)
+                await _meet(scout, swarm, options, job)
+        async with Hypercore(options.storage, options.key) as core:
+            swarm.join(core)
+            await _meet(core, swarm, options, job)
+            job.core = core
+            with contextlib.suppress(WaitTimeoutError):
+                await core.update(timeout=options.timeout)
+            yield core, swarm
+
+
+async def _holds_core(address: str) -> bool:
+    try:
+        async with reader_of(address):
+            return True
+    except StorageMissingError:
+        return False
+
+
 async def _meet(core: Hypercore, swarm: Swarm, options: argparse.Namespace, progress: Progress) -> None:
-    """Wait for a peer that has the core, and for what it says of the length. Raises `CommandError` if nobody comes."""
+    """Wait for a peer that has the core. Raises `CommandError` if nobody comes."""
     ends = time.monotonic() + options.timeout
+    addresses = [address_for(address, core.key, core.discovery_key) for address in options.peers]
     with _News(core) as news:
         while not core.peers:
-            everybody_answered = not core.hub.may_have_peers and len(swarm.connections()) == len(options.peers)
-            reasons = "; ".join(_reason(swarm, address, options.peers) for address in options.peers)
-            if time.monotonic() >= ends or everybody_answered:
+            hopeless = sum(isinstance(swarm.dial_errors.get(address), LASTING) for address in addresses)
+            everybody_answered = len(swarm.connections()) + hopeless == len(addresses)
+            reasons = _reasons(swarm, addresses)
+            if time.monotonic() >= ends or (everybody_answered and not core.hub.may_have_peers):
                 raise CommandError(f"nobody delivers core {core.key.hex()}: {reasons}")
             progress.say(f"waiting for a peer: {reasons}")
             await news.wait(TICK_SECONDS)
-    with contextlib.suppress(WaitTimeoutError):
-        await core.update(timeout=options.timeout)
+
+
+def _reasons(swarm: Swarm, addresses: Sequence[str]) -> str:
+    return "; ".join(_reason(swarm, address, addresses) for address in addresses)
 
 
 def _reason(swarm: Swarm, address: str, addresses: Sequence[str]) -> str:
     """Why there is no peer at `address`, one of the `addresses` that are dialled."""
-    error = swarm.dial_errors.get(address)
+    error, name = swarm.dial_errors.get(address), hide_secrets(address)
     if isinstance(error, ProtocolError):
-        return f"{address} is no peer that we understand: {error}"
+        return f"{name} is no peer that we understand: {error}"
+    if isinstance(error, StorageConflictError):
+        return f"{name}: {str(error).partition(';')[0]}"  # What it advises is for a storage of ours.
     if error is not None:
-        return str(error) if address in str(error) else f"{address}: {error}"
+        return str(error) if name in str(error) else f"{name}: {error}"
     answered = [connection.remote_address for connection in swarm.connections()]
-    if address in answered or len(answered) == len(addresses):
-        return f"{address} does not have it"
-    return f"{address} has not answered yet; is it a peer?"
+    if name in answered or len(answered) == len(addresses):
+        return f"{name} does not have it"
+    return f"{name} has not answered yet; is it a peer?"
 
 
-async def _catch_up(core: Hypercore, source: Hypercore, timeout_seconds: float) -> None:
-    """Wait until `core` is as long as `source`, which is its peer in this process."""
-    ends = time.monotonic() + timeout_seconds
-    while (core.fork, core.length) != (source.fork, source.length):
-        if time.monotonic() >= ends:
-            raise CommandError(f"the copy did not reach the source's length of {source.length} blocks")
-        await core.update(timeout=timeout_seconds)
-        await asyncio.sleep(0)
+# ---- fetching -------------------------------------------------------------------------------------
 
 
-async def _fetch(
-    core: Hypercore,
-    ranges: Callable[[], Iterable[tuple[int, int]]],
-    timeout_seconds: float,
-    progress: Progress,
-    *,
-    source: Hypercore | None = None,
-) -> None:
-    """Fetch all `ranges` of (start, end); begin anew when the writer goes back to another fork meanwhile.
+async def _fetch(core: Hypercore, swarm: Swarm, options: argparse.Namespace, job: _Job) -> None:
+    """Fetch every block; begin anew when the writer goes back to another fork meanwhile.
 
-    Raises `CommandError` when no block came for `timeout_seconds`; when `source`, the only peer, complains of damage
-    it is over sooner.
+    Raises `CommandError` when no block came for the time that the user gave.
     """
     while True:
         fork = core.fork
-        remaining = iter(ranges())
-        while group := list(itertools.islice(remaining, MOST_RANGES)):
-            downloads = [core.download(start, end) for start, end in group]
-            try:
-                for download in downloads:
-                    await _finish(core, download, timeout_seconds, progress, source)
-            finally:
-                for download in downloads:
-                    download.destroy()
+        download = core.download(0, core.length)
+        try:
+            await _finish(core, swarm, download, options, job)
+        finally:
+            download.destroy()
         if core.fork == fork:
             return
 
 
-async def _finish(
-    core: Hypercore, download: Download, timeout_seconds: float, progress: Progress, source: Hypercore | None
-) -> None:
+async def _finish(core: Hypercore, swarm: Swarm, download: Download, options: argparse.Namespace, job: _Job) -> None:
+    only_storages = all(map(is_storage_peer, options.peers))
     fork, stored, since = core.fork, -1, 0.0
     while not download.is_done and core.fork == fork:
         count = core.hub.log.bitfield.count(0, core.length)
         if core.peers:
-            progress.show(count, core.length)
+            job.show(count, core.length)
         else:
-            progress.say(f"{count:,} of {core.length:,} blocks; the peer is gone, and is dialled again")
-        damage = tuple(source.hub.warnings) if source is not None else ()
+            job.say(f"{count:,} of {core.length:,} blocks; the peer is gone, and is dialled again")
+        # A peer may come back, a damaged block of a storage does not.
+        damage = tuple(core.hub.warnings) if only_storages else ()
         if count != stored:
             stored, since = count, time.monotonic()
-        elif time.monotonic() - since >= (min(timeout_seconds, DAMAGE_SECONDS) if damage else timeout_seconds):
+        elif time.monotonic() - since >= (min(options.timeout, DAMAGE_SECONDS) if damage else options.timeout):
             have, want = download.progress.have, download.progress.want
-            why = "; ".join(damage) or (
-                f"nothing came for {timeout_seconds:g} seconds from {count_of(len(core.peers), 'peer')}"
-            )
             raise CommandError(
-                f"{want - have:,} of {want:,} blocks are missing: {why}; the same command goes on from here"
+                f"{want - have:,} of {want:,} blocks are missing: {_why_stuck(core, swarm, options, damage)}; "
+                "the same command goes on from here"
             )
         try:
             await download.done(timeout=TICK_SECONDS)
@@ -283,6 +289,13 @@ async def _finish(
             await asyncio.sleep(TICK_SECONDS)  # The peer is gone, and is being dialled again.
 
 
+def _why_stuck(core: Hypercore, swarm: Swarm, options: argparse.Namespace, damage: Sequence[str]) -> str:
+    if damage:
+        return damage[0] + (f", and {len(damage) - 1} more" if len(damage) > 1 else "")
+    nothing = f"nothing came for {options.timeout:g} seconds from {count_of(len(core.peers), 'peer')}"
+    return "; ".join([nothing, *(hide_secrets(str(error)) for error in swarm.dial_errors.values())])
+
+
 # ---- follow ---------------------------------------------------------------------------------------
 
 
@@ -290,22 +303,21 @@ async def follow(options: argparse.Namespace, output: Output) -> None:
     task = asyncio.current_task()
     assert task is not None
     output.watch_closing(task.cancel)
-    async with Hypercore(options.storage, options.key) as core, Swarm(peers=options.peers) as swarm:
-        swarm.join(core)
-        progress = Progress("blocks", quiet=options.json)
-        try:
-            await _meet(core, swarm, options, progress)
-        finally:
-            progress.clear()
-        start = core.length if options.start is None else options.start
-        if os.isatty(2) and not options.json:
-            complain(f"connected; printing from block {start:,} on")
-        async for index, block in _new_blocks(core, start, output.flush):
-            if output.as_json:
-                value = {"index": index, "length": core.length, "size": len(block), "hex": block.hex()}
-                await output.value(value)
-            else:
-                await output.write(block if block.endswith(b"\n") else block + b"\n")
+    job = _Job(quiet=options.json)
+    try:
+        async with _replicated(options, job) as (core, _swarm):
+            job.clear()
+            start = core.length if options.start is None else options.start
+            if os.isatty(2) and not options.json:
+                complain(f"connected; printing from block {start:,} on")
+            async for index, block in _new_blocks(core, start, output.flush):
+                if output.as_json:
+                    value = {"index": index, "length": core.length, "size": len(block), "hex": block.hex()}
+                    await output.value(value)
+                else:
+                    await output.write(block if block.endswith(b"\n") else block + b"\n")
+    finally:
+        job.clear()
 
 
 async def _new_blocks(core: Hypercore, start: int, pause: Callable[[], Any]) -> AsyncIterator[tuple[int, bytes]]:
