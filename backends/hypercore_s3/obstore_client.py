@@ -48,6 +48,8 @@ CLOCK_SECONDS: Final = 600.0
 _STATUS = re.compile(r"Server returned non-2xx status code: (\d{3})(.*)", re.DOTALL)
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+#: A key that could not be deleted with the others.
+_DELETE_CODE = re.compile(r"DeleteObjects request failed for key .*\(code: (\w+)\)", re.DOTALL)
 _UNCLEAN_KEY = re.compile(r"(^|/)\.{0,2}(/|$)|[\x00-\x1f\x7f]")
 
 
@@ -158,9 +160,9 @@ class ObstoreClient(RetryingClient):
         start: str | None = max(after, _before(prefix))
 
         async def page(store: S3Store) -> Sequence[str]:
-            pages = aiter(store.list(folder, offset=start or None, chunk_size=LIST_KEYS_MAX))
-            entries: Sequence[ObjectMeta] = await anext(pages, ())
-            return [entry["path"] for entry in entries]
+            async for entries in store.list(folder, offset=start or None, chunk_size=LIST_KEYS_MAX):
+                return [entry["path"] for entry in entries]
+            return ()
 
         while start is not None and len(keys) < limit:
             found = await self._ask(asked, 0, page)
@@ -311,6 +313,8 @@ def _meaning(error: Exception, asked: Asked) -> Exception:
     if match := _STATUS.search(text):
         code, message = _CODE.search(match[2]), _MESSAGE.search(match[2])
         return refusal(asked, int(match[1]), code[1] if code else "", message[1] if message else "")
+    if match := _DELETE_CODE.search(text):
+        return refusal(asked, 403 if match[1] == "AccessDenied" else 400, match[1], text)
     if "certificate" in detail:
         return StorageError(f"{asked.place}: {asked} failed: the certificate of the server is not trusted: {text}")
     if "HttpError" in detail or isinstance(error, OSError):
