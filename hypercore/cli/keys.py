@@ -28,6 +28,7 @@ class KeyList:
 
     def read(self) -> list[bytes]:
         """The keys. Raises `OptionError` that names the line which is none, and `OSError`."""
+        self._seen = None
         self._seen = self._fingerprint()
         if not self.path.is_dir():
             return _keys_in(self.path)
