@@ -251,12 +251,15 @@ class LanDiscovery(Discovery):
         if name in self._peers:
             return True
         if self._neighbours[peer.host] >= PEER_COUNT_MAX_PER_HOST:
+            rivals = [each for each, rival in self._peers.items() if rival.host == peer.host]
+        elif len(self._peers) >= PEER_COUNT_MAX:
+            rivals = list(self._peers)
+        else:
+            return True
+        least = min(rivals, key=lambda each: _worth(self._peers[each]))
+        if _worth(self._peers[least]) >= _worth(peer):
             return False
-        if len(self._peers) >= PEER_COUNT_MAX:
-            least = min(self._peers, key=lambda each: _worth(self._peers[each]))
-            if _worth(self._peers[least]) >= _worth(peer):
-                return False
-            self._forget(least)
+        self._forget(least)
         return True
 
     def _forget(self, name: str) -> None:
