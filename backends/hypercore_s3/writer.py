@@ -1,0 +1,352 @@
+"""One writer of a place: its commits, one at a time, and the folds behind them.
+
+It must not know files' handles nor who calls. The PUT of a commit decides everything; memory changes only when it
+is known to have happened. docs/decisions/s3-layout.md says why two writers cannot both succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from hypercore.errors import FencedError, LockedError, StorageError
+from hypercore_s3.contents import Plan
+from hypercore_s3.folding import Fold, fold, switch
+from hypercore_s3.frames import body_of, cut
+from hypercore_s3.journal import Journal
+from hypercore_s3.layout import Commit, encode_front
+from hypercore_s3.lease import FoundHead, Lease
+from hypercore_s3.objects import ConditionFailedError
+from hypercore_s3.pages import Pages
+from hypercore_s3.place import Place
+
+#: Opening reads every commit since the last fold, and each waits in memory; a fold costs three requests.
+FOLD_COMMITS: Final = 256
+FOLD_BYTES: Final = 8 << 20
+#: Above so many times of that, commits wait for the fold.
+PRESSURE: Final = 4
+#: Closing folds when there are more: they are one request each for whoever opens next.
+CLOSING_COMMITS: Final = 4
+#: After a fold that failed, so many more commits or bytes come first, in parts of what makes one due.
+RETRY_PART: Final = 4
+
+
+class Writer:
+    """The writer's side of a storage. It reads and changes what `journal` knows."""
+
+    def __init__(self, place: Place, pages: Pages, journal: Journal, lease: Lease, *, title: str) -> None:
+        self._place = place
+        self._pages = pages
+        self._journal = journal
+        self._lease = lease
+        self._title = title
+        self._attempt = 0
+        #: A commit of which it is not known whether it happened.
+        self._uncertain: Commit | None = None
+        self._poison: FencedError | None = None
+        self._fold: asyncio.Task[None] | None = None
+        self._fold_error: StorageError | None = None
+        self._fold_again = (0, 0)
+        self._renewal: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self.delete_warning = ""
+
+    @property
+    def leased(self) -> bool:
+        return self._lease.head is not None
+
+    @property
+    def warnings(self) -> list[str]:
+        said = [self.delete_warning] if self.delete_warning else []
+        if self._fold_error is not None:
+            said.append(f"{self._title}: a checkpoint failed and will be tried again: {self._fold_error}")
+        return said
+
+    def check(self) -> None:
+        """Raises `FencedError` once another writer took over."""
+        if self._poison is not None:
+            raise self._poison
+
+    # ---- the lease -----------------------------------------------------------------------------------
+
+    async def acquire(self) -> None:
+        """Take the lease and put a fence behind the last commit. Raises `LockedError`."""
+        self.check()
+        if self.leased:
+            return
+        journal, lease = self._journal, self._lease
+        found = journal.found
+        if found is None or not found.head.released:
+            # What was seen of the holder may be old; a head that was given back waits for anyone.
+            found = await journal.look()
+        taken = await lease.take(found, lost=journal.lost)
+        try:
+            await self._put_fence(taken)
+        except BaseException:
+            await lease.release()
+            raise
+        self._begin_renewing(taken.head.lease_seconds)
+
+    async def _put_fence(self, taken: FoundHead) -> None:
+        """Whoever wrote before cannot go on: the number of the next commit is taken."""
+        lease, journal = self._lease, self._journal
+
+        def check(commit: Commit) -> None:
+            if commit.epoch >= taken.head.epoch and commit.owner != lease.owner:
+                raise LockedError(f"{self._title}: another writer took the lease at the same moment")
+
+        while True:
+            await journal.catch_up(taken, check)
+            fence = self._make(Plan({}), fence=True)
+            try:
+                await self._place.put(fence.name, [encode_front(fence)], if_absent=True)
+            except ConditionFailedError:
+                # The last word of the one before, or our own fence, when the answer was lost.
+                if not await self._is(fence):
+                    continue
+            journal.contents.apply(fence)
+            return
+
+    async def _is(self, commit: Commit) -> bool:
+        other = await self._journal.read_commit(commit.sequence)
+        return (other.owner, other.attempt) == (commit.owner, commit.attempt)
+
+    def _begin_renewing(self, lease_seconds: float) -> None:
+        """Be heard of in time. What keeps this alive is the storage, not the timer."""
+        loop = asyncio.get_running_loop()
+        moves = self._lease.moves
+        this = weakref.ref(self)
+
+        def due() -> None:
+            writer = this()
+            if writer is not None and writer.leased and writer._poison is None:
+                if writer._lease.moves == moves:
+                    writer._renewing = loop.create_task(writer.renew())
+                writer._begin_renewing(lease_seconds)
+
+        self._renewal = loop.call_later(lease_seconds / 3, due)
+
+    async def renew(self) -> None:
+        """Say that this writer is still there. To fail is no harm: the commits decide."""
+        try:
+            await self._lease.move()
+        except FencedError as error:
+            self._poison = self._poison or error
+        except StorageError:
+            pass
+
+    # ---- commits -------------------------------------------------------------------------------------
+
+    async def commit(self, make: Callable[[], Plan]) -> None:
+        """Put what `make` plans, on the contents as they are then, as one commit. The caller lets nobody else in.
+
+        Raises `FencedError`, and `StorageError` when it is not known whether it happened.
+        """
+        self.check()
+        if self._uncertain is not None and await self.settle():
+            raise StorageError(
+                f"{self._title}: an earlier change that had failed has arrived after all; this one was not made"
+            )
+        plan = make()
+        if not plan.steps:
+            return
+        await self._wait_for_room()
+        # While it waited nobody else changed anything, but a fold may have found out that the lease is gone.
+        self.check()
+        commit = self._make(plan)
+        front = encode_front(commit)
+        pieces = [front]
+        if commit.body is not None:
+            commit = replace(commit, body=replace(commit.body, base=len(front)))
+            assert commit.body is not None
+            pieces += commit.body.framed(cut(commit.body, plan.large))
+        try:
+            await self._place.put(commit.name, pieces, if_absent=True)
+        except ConditionFailedError as error:
+            self._uncertain = commit
+            await self._lost_to(commit, error)
+        except BaseException:
+            self._uncertain = commit
+            raise
+        self._applied(commit)
+
+    def _make(self, plan: Plan, *, fence: bool = False) -> Commit:
+        self._attempt += 1
+        contents, lease = self._journal.contents, self._lease
+        sequence = contents.sequence + 1
+        commit = Commit(
+            sequence=sequence,
+            epoch=lease.epoch,
+            owner=lease.owner,
+            attempt=self._attempt,
+            fence=fence,
+            steps=plan.steps,
+            small=plan.small,
+        )
+        if plan.large_size:
+            body = body_of(commit.name, base=0, size=plan.large_size, aligned=plan.aligned)
+            commit = replace(commit, body=body)
+        return commit
+
+    async def _lost_to(self, commit: Commit, error: StorageError) -> None:
+        """There is a commit of this number already: ours, whose answer was lost, or somebody else's."""
+        other = await self._journal.read_commit(commit.sequence)
+        if other.owner != commit.owner:
+            self._poison = self._lease.fenced()
+            raise self._poison from error
+        if other.attempt != commit.attempt:
+            self._uncertain = None
+            self._journal.contents.apply(other)
+            raise StorageError(f"{self._title}: an earlier change that was given up has arrived after all") from error
+
+    def _applied(self, commit: Commit) -> None:
+        self._uncertain = None
+        self._journal.contents.apply(commit)
+        self._fold_if_due()
+
+    async def settle(self) -> bool:
+        """Find out whether the uncertain commit happened, and see to it that it never will if it has not: its number
+        is taken by a commit that changes nothing. Whether it had happened.
+
+        Raises `StorageError` when that cannot be found out yet.
+        """
+        self.check()
+        uncertain = self._uncertain
+        if uncertain is None:
+            return False
+        seal = self._make(Plan({}))
+        try:
+            await self._place.put(seal.name, [encode_front(seal)], if_absent=True)
+        except ConditionFailedError as error:
+            other = await self._journal.read_commit(seal.sequence)
+            if other.owner != seal.owner:
+                self._poison = self._lease.fenced()
+                raise self._poison from error
+        else:
+            other = seal
+        happened = other.attempt == uncertain.attempt
+        self._applied(uncertain if happened else other)
+        return happened
+
+    @property
+    def uncertain(self) -> bool:
+        return self._uncertain is not None and self._poison is None
+
+    # ---- folds ---------------------------------------------------------------------------------------
+
+    def _is_due(self, times: int = 1) -> bool:
+        contents = self._journal.contents
+        return contents.pending_commits > times * FOLD_COMMITS or contents.pending_bytes > times * FOLD_BYTES
+
+    def _fold_if_due(self) -> None:
+        contents = self._journal.contents
+        if self._fold is not None or not self._is_due():
+            return
+        commits, size = self._fold_again
+        if contents.pending_commits >= commits or contents.pending_bytes >= size:
+            self._begin_fold()
+
+    def _begin_fold(self) -> asyncio.Task[None]:
+        if self._fold is None:
+            self._fold = asyncio.get_running_loop().create_task(self._fold_behind())
+        return self._fold
+
+    async def _fold_behind(self) -> None:
+        """A fold beside the commits. Its failure is not theirs; the next one tries again."""
+        contents = self._journal.contents
+        try:
+            await self.fold()
+        except StorageError as error:
+            self._fold_error = error
+            self._fold_again = (
+                contents.pending_commits + FOLD_COMMITS // RETRY_PART,
+                contents.pending_bytes + FOLD_BYTES // RETRY_PART,
+            )
+        else:
+            self._fold_error = None
+            self._fold_again = (0, 0)
+        finally:
+            self._fold = None
+
+    async def _wait_for_room(self) -> None:
+        """What waits to be folded is bounded. Raises what keeps it from being folded."""
+        while self._is_due(PRESSURE):
+            await asyncio.shield(self._begin_fold())
+            if self._fold_error is not None:
+                raise StorageError(
+                    f"{self._title}: {self._journal.contents.pending_commits} commits wait for a checkpoint, and it "
+                    "cannot be put"
+                ) from self._fold_error
+
+    async def fold(self, *, release: bool = False) -> None:
+        """Put a checkpoint of what is committed now, move the head to it, and remove what it makes worthless."""
+        contents = self._journal.contents
+        for file in contents.files.values():
+            file.touched = []
+        commits, size, before = contents.pending_commits, contents.pending_bytes, set(contents.objects)
+        folded = fold(contents, self._pages.known, os.urandom(8))
+        try:
+            # From here on it may be there, and somebody has to remove it.
+            contents.objects.add(folded.pointer.name)
+            await self._place.put(folded.pointer.name, folded.pieces, if_absent=True)
+            await self._move(folded, release=release)
+            switch(folded)
+        finally:
+            for file, *_ in folded.moved:
+                file.touched = None
+            for file in contents.files.values():
+                file.touched = None
+        contents.objects = folded.objects | (contents.objects - before)
+        contents.doomed = folded.doomed
+        contents.pending_commits -= commits
+        contents.pending_bytes -= size
+        contents.version += 1
+        self._journal.folded(folded.pointer)
+        for number, data in enumerate(folded.frames):
+            self._pages.keep(folded.body, number, data)
+        await self._remove_doomed()
+
+    async def _move(self, folded: Fold, *, release: bool) -> None:
+        try:
+            await self._lease.move(lambda head: replace(head, checkpoint=folded.pointer, released=release))
+        except FencedError as error:
+            self._poison = self._poison or error
+            with contextlib.suppress(StorageError):
+                # Nothing can ever point to it now.
+                await self._place.delete([folded.pointer.name])
+            raise
+
+    async def _remove_doomed(self) -> None:
+        contents = self._journal.contents
+        doomed = sorted(contents.doomed)
+        try:
+            await self._place.delete(doomed)
+        except StorageError as error:
+            # The index names them, so that a later fold tries again.
+            self.delete_warning = f"{self._title}: {len(doomed)} objects could not be removed: {error}"
+            return
+        self.delete_warning = ""
+        self._pages.forget(doomed)
+        contents.doomed.difference_update(doomed)
+
+    # ---- the end -------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Let the fold end, and give the lease back."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        for task in (self._fold, self._renewing):
+            if task is not None:
+                await asyncio.wait([task])
+        if not self.leased or self._poison is not None:
+            return
+        if self._journal.contents.pending_commits > CLOSING_COMMITS:
+            with contextlib.suppress(StorageError):
+                await self.fold(release=True)
+        if self._poison is None:
+            await self._lease.release()
