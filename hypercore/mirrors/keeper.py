@@ -24,10 +24,11 @@ from hypercore.errors import (
     StorageFullError,
     StorageMissingError,
 )
-from hypercore.log.engine import Log, LogChange
+from hypercore.log.engine import LogChange
 from hypercore.mirrors.budget import Budget
-from hypercore.mirrors.status import CoreStatus, PeerStatus, Rate, Role
-from hypercore.peer import STORING, Peer
+from hypercore.mirrors.status import CoreStatus, Role
+from hypercore.mirrors.tally import Tally
+from hypercore.peer import STORING
 from hypercore.plugins import open_storage
 from hypercore.storage import Storage
 from hypercore.swarm import Swarm
@@ -87,15 +88,9 @@ class Keeper:
         self._changed = asyncio.Event()
         #: A source has said what it has, at least once.
         self._has_met = False
-        #: Stored bytes when they were counted, at which fork, and what the log had written by then.
-        self._counted_bytes = self._counted_written = 0
-        self._counted_fork = -1
-        #: What this core takes of the budget.
-        self._used_bytes = 0
-        self._block_rate, self._byte_rate = Rate(), Rate()
-        self._peer_rates: dict[Peer, Rate] = {}
-        #: Blocks and bytes, received from and sent to peers that are gone.
-        self._gone = (0, 0, 0, 0)
+        self._tally = Tally(plan.start, plan.end, budget)
+        #: A core that another one has replaced, while it closes.
+        self._old: Hypercore | None = None
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
@@ -103,7 +98,13 @@ class Keeper:
         self._task.cancel()
         await asyncio.wait([self._task])
         await self._drop_core()
+        if self._old is not None:
+            await self._close_quietly(self._old)
         self._tell()
+
+    def status(self, now: float) -> CoreStatus:
+        """How it is; `now` is the loop's time."""
+        return self._tally.status(self.key, self.role, self.error, now)
 
     # ---- the task ----
 
@@ -114,10 +115,13 @@ class Keeper:
             except HypercoreError as error:
                 await self._rest(error)
             except Exception as error:
-                # A fault of ours or of a plugin's: the other cores go on, and it is not hidden.
-                context = {"message": f"the mirror of {self.key.hex()} failed", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(context)
+                self._report(error)
                 await self._rest(error)
+
+    def _report(self, error: Exception) -> None:
+        """A fault of ours or of a plugin's: the other cores go on, and it is not hidden."""
+        context = {"message": f"the mirror of {self.key.hex()} failed", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(context)
 
     async def _turn(self) -> None:
         try:
@@ -193,29 +197,38 @@ class Keeper:
         connections = []
         if old is not None:
             connections = list(old.hub.sessions)
-            self._stop_counting(old)
+            self.pause()
             self._swarm.leave(old)
+        self._tally.attach(core)
         core.hub.on_failure.append(self._take_failure)
-        core.hub.on_peer.append(self._take_peer)
         self._swarm.join(core, client=client)
         for connection in connections:
             connection.add(core.hub)
         if old is not None:
-            await _close_quietly(old)
+            self._old = old
+            await self._close_quietly(old)
+            self._old = None
 
     async def _drop_core(self) -> None:
         core, self.core = self.core, None
         if core is not None:
-            self._stop_counting(core)
-            await _close_quietly(core)
+            self.pause()
+            self._tally.detach()
+            await self._close_quietly(core)
 
-    def _stop_counting(self, core: Hypercore) -> None:
-        self.pause()
-        for peer in core.peers:
-            self._take_peer(peer, False)
-        core.hub.on_peer.remove(self._take_peer)
-        self._budget.use(-self._used_bytes)
-        self._used_bytes = 0
+    async def _close_quietly(self, core: Hypercore) -> None:
+        """What fails at the end is found again when the storage is opened next."""
+        try:
+            await core.close()
+        except HypercoreError:
+            pass
+        except Exception as error:
+            self._report(error)
+
+    def _rejoin(self, core: Hypercore) -> None:
+        """A connection on which our storage failed carries the core no longer; now it works again."""
+        for connection in self._swarm.connections():
+            connection.add(core.hub)
 
     # ---- standing by ----
 
@@ -235,6 +248,9 @@ class Keeper:
                 self._become("standby", problem)
             else:
                 self._become("standby", error)
+                if self._has_failed.is_set() and self.core is not None:
+                    self._has_failed.clear()
+                    self._rejoin(self.core)
             await asyncio.sleep(REFRESH_SECONDS * random.uniform(0.75, 1.25))
 
     async def _refresh(self) -> None:
@@ -246,7 +262,7 @@ class Keeper:
             async with self._opening:
                 core = await self._open(open_storage(self._plan.place(self.key)), read_only=True)
             await self._replace_core(core, client=False)
-        await self._count(core.hub.log)
+        await self._tally.count()
 
     # ---- writing ----
 
@@ -256,7 +272,7 @@ class Keeper:
         self._has_failed.clear()
         log, hub = core.hub.log, core.hub
         await self._replace_core(core, client=True)
-        await self._count(log)
+        await self._tally.count()
         if self._budget.most_bytes is not None:
             hub.on_change.append(self._take_change)
         self._become("writer")
@@ -279,8 +295,7 @@ class Keeper:
             self._failure = None
             self._has_failed.clear()
             self._become("writer")
-            for connection in self._swarm.connections():
-                connection.add(hub)
+            self._rejoin(core)
 
     def _take_failure(self, error: HypercoreError) -> None:
         self._failure = error
@@ -288,7 +303,7 @@ class Keeper:
 
     def _take_change(self, change: LogChange | None) -> None:
         if change is not None and change.kind in STORING:
-            self.account()
+            self._tally.account()
 
     # ---- what is wanted ----
 
@@ -309,96 +324,12 @@ class Keeper:
         core, download = self.core, self._download
         if core is None or self.role != "writer":
             return
-        if core.hub.log.fork != self._counted_fork:
-            with contextlib.suppress(HypercoreError):
-                await self._count(core.hub.log)
-        self.account()
-        if download is not None and download is self._download and self._have() < download.progress.have:
+        if core.fork != self._tally.counted_fork:
+            await self._tally.count()
+        self._tally.account()
+        if download is not None and download is self._download and self._tally.have < download.progress.have:
             self.pause()  # Blocks were found damaged, or cut off after all of a range was here.
         self.resume()
-
-    # ---- counting ----
-
-    async def _count(self, log: Log) -> None:
-        """Count the stored bytes anew; from then on they follow from what is written."""
-        fork, written = log.fork, log.written_bytes
-        counted = await count_stored_bytes(log)
-        self._counted_bytes, self._counted_written, self._counted_fork = counted, written, fork
-        self.account()
-
-    @property
-    def stored_bytes(self) -> int:
-        if self.core is None:
-            return 0
-        return self._counted_bytes + self.core.hub.log.written_bytes - self._counted_written
-
-    def account(self) -> None:
-        """Say what this core takes of the budget; one that stands by takes nothing."""
-        if self.core is not None and not self.core.hub.log.read_only:
-            size = self.stored_bytes
-            grown, self._used_bytes = size - self._used_bytes, size
-            self._budget.use(grown)
-
-    def _want(self) -> int:
-        length = self.core.length if self.core is not None else 0
-        return max(0, (length if self._plan.end is None else self._plan.end) - self._plan.start)
-
-    def _have(self) -> int:
-        if self.core is None:
-            return 0
-        log, start = self.core.hub.log, self._plan.start
-        end = log.length if self._plan.end is None else min(self._plan.end, log.length)
-        if log.contiguous_length >= end:
-            return max(0, end - start)
-        return log.bitfield.count(start, end)
-
-    def _take_peer(self, peer: Peer, is_here: bool) -> None:
-        if not is_here:
-            self._peer_rates.pop(peer, None)
-            counts = (peer.blocks_received, peer.bytes_received, peer.blocks_sent, peer.bytes_sent)
-            blocks_in, bytes_in, blocks_out, bytes_out = (
-                before + now for before, now in zip(self._gone, counts, strict=True)
-            )
-            self._gone = (blocks_in, bytes_in, blocks_out, bytes_out)
-
-    def status(self, now: float) -> CoreStatus:
-        core = self.core
-        have = self._have()
-        stored = self.stored_bytes
-        peers = tuple(self._peer_status(peer, now) for peer in core.peers) if core is not None else ()
-        gone = self._gone
-        error = self.error
-        if error is None and core is not None and core.hub.frozen:
-            error = core.hub.warnings[-1]
-        return CoreStatus(
-            key=self.key,
-            role=self.role,
-            have=have,
-            want=self._want(),
-            length=core.length if core is not None else 0,
-            fork=core.fork if core is not None else 0,
-            stored_bytes=stored,
-            blocks_per_second=self._block_rate.look(have, now),
-            bytes_per_second=self._byte_rate.look(stored, now),
-            blocks_received=gone[0] + sum(peer.blocks_received for peer in peers),
-            bytes_received=gone[1] + sum(peer.bytes_received for peer in peers),
-            blocks_sent=gone[2] + sum(peer.blocks_sent for peer in peers),
-            bytes_sent=gone[3] + sum(peer.bytes_sent for peer in peers),
-            peers=peers,
-            error=error,
-        )
-
-    def _peer_status(self, peer: Peer, now: float) -> PeerStatus:
-        rate = self._peer_rates.setdefault(peer, Rate())
-        return PeerStatus(
-            address=peer.remote_address,
-            length=peer.remote_length,
-            blocks_received=peer.blocks_received,
-            bytes_received=peer.bytes_received,
-            blocks_sent=peer.blocks_sent,
-            bytes_sent=peer.bytes_sent,
-            blocks_per_second=rate.look(peer.blocks_received, now),
-        )
 
     # ---- waiting ----
 
@@ -424,7 +355,7 @@ class Keeper:
                 elif self._budget.is_full and self.role == "writer":
                     raise StorageFullError(
                         f"{self.key.hex()}: the cap of {self._budget.most_bytes} bytes is reached with "
-                        f"{self._have()} of {self._want()} blocks"
+                        f"{self._tally.have} of {self._tally.want} blocks"
                     )
                 await self._changed.wait()
             finally:
@@ -434,7 +365,7 @@ class Keeper:
         self._changed.set()
 
     def _is_complete(self, core: Hypercore) -> bool:
-        if self._have() < self._want():
+        if self._tally.have < self._tally.want:
             return False
         if self._plan.end is not None or self.role == "standby" or core.writable:
             return True
@@ -443,23 +374,3 @@ class Keeper:
             is_source = peer.session.is_initiator or not self._plan.has_sources
             self._has_met |= peer.remote.synced and (is_source or peer.remote_length > 0)
         return self._has_met
-
-
-async def count_stored_bytes(log: Log) -> int:
-    """Bytes of the blocks that are stored. Reads two tree nodes for each unbroken run of them."""
-    if log.contiguous_length == log.length:
-        return log.byte_length
-    total = 0
-    for start, count in list(log.bitfield.runs(0, log.length)):
-        with contextlib.suppress(HypercoreError):  # Whatever is wrong there shows when the block is read.
-            last = start + count - 1
-            (leaf,) = await log.nodes([2 * last])
-            if leaf is not None:
-                total += await log.byte_offset(last) + leaf.size - await log.byte_offset(start)
-    return total
-
-
-async def _close_quietly(core: Hypercore) -> None:
-    """What fails at the end is found again when the storage is opened next."""
-    with contextlib.suppress(HypercoreError):
-        await core.close()

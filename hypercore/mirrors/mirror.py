@@ -6,6 +6,7 @@ Shell floor: one swarm for all cores, a keeper for each, and what they add up to
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing import Final, Self
 
 from hypercore.core import Durability
 from hypercore.crypto import KEY_SIZE, KeyPair, discovery_key
-from hypercore.errors import ClosedError, OptionError
+from hypercore.errors import ClosedError, HypercoreError, OptionError
 from hypercore.keys import decode_key
 from hypercore.mirrors.budget import Budget
 from hypercore.mirrors.keeper import Keeper, Plan
@@ -248,7 +249,8 @@ class Mirror:
             elif self._gone_since is None:
                 self._gone_since = loop.time()
             for keeper in list(self._keepers.values()):
-                await keeper.look()
+                with contextlib.suppress(HypercoreError):  # The keeper hears of it, too.
+                    await keeper.look()
             if self._budget.is_full != was_full:
                 was_full = not was_full
                 self._news.set()

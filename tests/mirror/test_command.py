@@ -10,6 +10,7 @@ import pty
 import re
 import signal
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,15 @@ def test_stopped_in_the_middle_it_says_how_far_it_came_and_goes_on_from_there(tm
 def test_killed_at_any_moment_it_downloads_again_only_what_was_in_flight(tmp_path: Path) -> None:
     count, size = 4000, 4000
 
+    def has_sent(source: Source, blocks: int) -> bool:
+        return source.blocks_sent > blocks
+
     async def scene() -> None:
         async with served(count, size) as (source,):
             kills = 0
-            for share in (0.1, 0.3, 0.6):
+            for reached in (count // 10, count // 3, 2 * count // 3):
                 async with running(*mirroring(source, tmp_path / "copy")) as mirror:
-                    await eventually(lambda share=share: source.blocks_sent > share * count)
+                    await eventually(partial(has_sent, source, reached))
                     await mirror.done(signal.SIGKILL)
                     kills += 1
                 await eventually(lambda: not source.core.peers)

@@ -22,7 +22,7 @@ from hypercore import (
 )
 from hypercore.errors import UnknownSchemeError
 from hypercore.log.engine import Log
-from hypercore.mirrors.keeper import count_stored_bytes
+from hypercore.mirrors.tally import count_stored_bytes
 from hypercore.plugins import open_storage
 from hypercore.testing import FaultyStorage, LatencyStorage
 from tests.mirror.scenes import Source, block, new_name, read_from, soon, source_of, until
