@@ -25,7 +25,7 @@ _DESCRIPTION: Final = """\
 A secure append-only log: one writer signs it, any number of readers fetch and verify it.
 
 A STORAGE is a folder (./log, /srv/log) or the address of another backend, scheme:place; an ADDRESS of a peer is
-tcp://host:port. `hypercore plugins` lists what is installed."""
+tcp://host:port, or a storage that holds the log. `hypercore plugins` lists what is installed."""
 
 _EPILOG: Final = """\
 examples:
@@ -66,9 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
         "append",
         "append a file or standard input",
         "With --lines each line is a block, without its newline; whatever has arrived is appended as one batch, so "
-        "that a pipe's lines are there at once. Otherwise the input is cut into blocks of --chunk bytes.",
+        "that a pipe's lines are there at once. Otherwise the input is cut into blocks of --chunk bytes. With --listen "
+        "the log is served meanwhile, so that readers have each block as it is appended, and after the end of the "
+        "input until interrupted; the first line of output is then that of serve.",
         "hypercore append ./log access.log --lines",
         "tail -f access.log | hypercore append ./log - --lines",
+        "tail -f access.log | hypercore append ./log - --lines --listen tcp://0.0.0.0:4977",
         "hypercore append ./log film.mp4 --chunk 1048576",
     )
     _add_storage(append)
@@ -82,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=DEFAULT_CHUNK_SIZE,
         help=f"one block each so many bytes ({DEFAULT_CHUNK_SIZE})",
     )
+    _add_listen(append, required=False)
 
     cat = commands.add(
         "cat",
@@ -132,15 +136,16 @@ def build_parser() -> argparse.ArgumentParser:
         "copy",
         "copy a log from one storage to another, verified",
         "Copies the blocks that SRC holds; each is verified on its way. The copy is a reader's: it can be served and "
-        "read, and not appended to. Interrupted, the same command goes on where it was. --with-secret-key makes DST "
-        "a writer; then only one of the two may ever append again, or readers will see two histories and stop.",
+        "read, and not appended to; its user data is copied, too. Interrupted, the same command goes on where it was. "
+        "--with-secret-key makes DST a writer; then only one of the two may ever append again, or readers will see two "
+        "histories and stop.",
         "hypercore copy ./log /mnt/backup/log",
+        "hypercore copy ./log s3://bucket/log",
         "hypercore copy ./log ./moved --with-secret-key",
     )
     copy.add_argument("source", metavar="SRC", type=_address, help="the storage that holds the log")
     copy.add_argument("destination", metavar="DST", type=_address, help="an empty one, or an older copy")
     copy.add_argument("--with-secret-key", action="store_true", help="DST can be appended to")
-    _add_timeout(copy)
 
     commands.add(
         "plugins",
@@ -158,27 +163,23 @@ def _add_network_commands(commands: _Commands) -> None:
         "offer a log to peers until interrupted",
         "Prints the addresses that peers may dial; port 0 means any free one. With --json the first line is "
         '{"key":...,"discovery_key":...,"addresses":[...]}. Nobody else can append to STORAGE '
-        "meanwhile: a program that appends serves its log itself, as examples/writer.py does.",
+        "meanwhile: `hypercore append --listen` does both.",
         "hypercore serve ./log --listen tcp://0.0.0.0:4977",
         "hypercore serve ./log --listen tcp://127.0.0.1:0 --json",
     )
     _add_storage(serve)
-    serve.add_argument(
-        "--listen",
-        metavar="ADDRESS",
-        action="append",
-        required=True,
-        type=_address,
-        help="tcp://host:port to be dialled at; may be repeated",
-    )
+    _add_listen(serve, required=True)
 
     clone = commands.add(
         "clone",
         "fetch a whole log from peers, verified",
-        "Fetches every block up to the length that the peers have now. Interrupted, the same command goes on where "
-        'it was. With --json it ends with {"key":...,"length":...,"byte_length":...,"fork":...,"seconds":...}.',
+        "Fetches every block up to the length that the peers have now. A storage that holds the log, damaged as it may "
+        "be, is a peer as well, and needs no server. Interrupted, the same command goes on where it was; STORAGE is "
+        "made once somebody is met who knows the key. With --json it ends with "
+        '{"key":...,"length":...,"byte_length":...,"fork":...,"seconds":...}.',
         "hypercore clone KEY ./copy --from tcp://host:4977",
         "hypercore clone KEY ./copy --from tcp://one:4977 --from tcp://two:4977",
+        "hypercore clone KEY ./copy --from s3://bucket/log   # or /mnt/backup/log, https://host/bucket/log",
     )
     _add_peer_options(clone)
 
@@ -186,10 +187,12 @@ def _add_network_commands(commands: _Commands) -> None:
         "follow",
         "print every new block, live, until interrupted",
         "Begins behind the blocks that exist already, or at --start; prints a block a line and stores it. A lost peer "
-        'is dialled again. With --json one object a block: {"index":3,"length":4,"size":5,"hex":"68656c6c6f"}, where '
+        "is dialled again; a storage is looked at every 2 seconds, or every 10 when it is far away. With --json one "
+        'object a block: {"index":3,"length":4,"size":5,"hex":"68656c6c6f"}, where '
         "length is the log's and size the block's in bytes. STORAGE may be memory: to keep nothing.",
         "hypercore follow KEY ./copy --from tcp://host:4977",
         "hypercore follow KEY memory: --from tcp://host:4977 --start 0 --json",
+        "hypercore follow KEY ./copy --from s3://bucket/log",
     )
     _add_peer_options(follow)
     follow.add_argument("--start", metavar="N", type=_index, help="the first block to print (the length at the start)")
@@ -298,6 +301,17 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("storage", metavar="STORAGE", type=_address, help="a folder, or another backend's address")
 
 
+def _add_listen(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        action="append",
+        required=required,
+        type=_address,
+        help="tcp://host:port to be dialled at; may be repeated",
+    )
+
+
 def _add_peer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", metavar="KEY", type=_key, help="64 hex digits or 52 letters of z-base-32")
     _add_storage(parser)
@@ -308,7 +322,7 @@ def _add_peer_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         type=_address,
-        help="tcp://host:port of a peer; may be repeated",
+        help="tcp://host:port of a peer, or a storage that holds the log; may be repeated",
     )
     _add_timeout(parser)
 

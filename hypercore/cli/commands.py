@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from hypercore.cli import local, mirror, network
+from hypercore.cli import appending, local, mirror, network
 from hypercore.cli.console import Output
 
 Command = Callable[[argparse.Namespace, Output], Awaitable[None]]
 
 COMMANDS: Final[Mapping[str, Command]] = {
     "create": local.create,
-    "append": local.append,
+    "append": appending.append,
     "cat": local.cat,
     "get": local.get,
     "info": local.info,

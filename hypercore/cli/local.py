@@ -1,24 +1,17 @@
-"""Commands that need no peer: create, append, cat, get, info, verify, plugins."""
+"""Commands that need no peer: create, cat, get, info, verify, plugins."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any
 
-from hypercore.cli.console import CommandError, Input, Output, Progress, count_of
+from hypercore.cli.console import CommandError, Output, Progress, count_of
 from hypercore.core import Hypercore
 from hypercore.crypto import KeyPair
 from hypercore.errors import BlockNotAvailableError, StorageMissingError
-from hypercore.log.engine import MAX_BLOCK_SIZE, Log
+from hypercore.log.engine import Log
 from hypercore.plugins import PluginInfo, list_plugins, open_storage
 from hypercore.urls import hide_secrets
-
-#: Input is read and appended in pieces of at most this many bytes, and of a pipe whatever has arrived.
-READ_SIZE: Final = 256 * 1024
-#: One append takes at most this many blocks, so that a file of empty lines needs no more memory than another.
-MOST_BATCH_BLOCKS: Final = 4096
 
 
 def reader_of(address: str) -> Hypercore:
@@ -31,9 +24,6 @@ def check_persistent(*addresses: str) -> None:
     for address in addresses:
         if not open_storage(address).persistent:
             raise CommandError(f"{hide_secrets(address)} is gone when this command ends; name a storage that stays")
-
-
-# ---- writing --------------------------------------------------------------------------------------
 
 
 async def create(options: argparse.Namespace, output: Output) -> None:
@@ -49,83 +39,6 @@ async def create(options: argparse.Namespace, output: Output) -> None:
     async with Hypercore(options.storage, key_pair=key_pair, compat=options.compat, hash=options.hash) as core:
         key = core.key.hex()
         await output.report({"key": key, "discovery_key": core.discovery_key.hex()}, key)
-
-
-async def append(options: argparse.Namespace, output: Output) -> None:
-    check_persistent(options.storage)
-    if options.chunk > MAX_BLOCK_SIZE:
-        raise CommandError(f"--chunk {options.chunk}: a block has at most {MAX_BLOCK_SIZE} bytes")
-    source = Input(options.file)
-    progress = Progress("bytes", quiet=options.json)
-    count = size = 0
-    try:
-        async with Hypercore(options.storage, create_if_missing=False) as core:
-            if not core.writable:  # Told before anybody types a line.
-                where = hide_secrets(options.storage)
-                raise CommandError(
-                    f"{where} is a copy: its writer's secret key is not here, so nothing can be appended"
-                )
-            batches = lines_of(source) if options.lines else chunks_of(source, options.chunk)
-            try:
-                async for batch in batches:
-                    await core.append(batch)
-                    count += len(batch)
-                    size += sum(map(len, batch))
-                    progress.show(size, source.size)
-            except asyncio.CancelledError:
-                raise CommandError(f"interrupted; {count_of(count, 'block')} were appended") from None
-            finally:
-                progress.clear()
-            await output.report(
-                {
-                    "key": core.key.hex(),
-                    "appended_blocks": count,
-                    "appended_bytes": size,
-                    "length": core.length,
-                    "byte_length": core.byte_length,
-                },
-                f"appended {count_of(count, 'block')}, {count_of(size, 'byte')}; "
-                f"the log has {count_of(core.length, 'block')}",
-            )
-    finally:
-        source.close()
-
-
-async def lines_of(source: Input) -> AsyncIterator[list[bytes]]:
-    """The lines without their newlines, in batches as they arrive; a last line may lack the newline."""
-    parts: list[bytes] = []
-    size = number = 0
-    while data := await source.read(READ_SIZE):
-        first, *lines = data.split(b"\n")
-        parts.append(first)
-        size += len(first)
-        if size > MAX_BLOCK_SIZE:
-            raise CommandError(f"line {number + 1} is longer than {MAX_BLOCK_SIZE} bytes, which no block may be")
-        if lines:
-            lines.insert(0, b"".join(parts))
-            parts = [lines.pop()]
-            size = len(parts[0])
-            number += len(lines)
-            for start in range(0, len(lines), MOST_BATCH_BLOCKS):
-                yield lines[start : start + MOST_BATCH_BLOCKS]
-    if size:
-        yield [b"".join(parts)]
-
-
-async def chunks_of(source: Input, chunk_size: int) -> AsyncIterator[list[bytes]]:
-    """Pieces of exactly `chunk_size` bytes and a rest, in batches."""
-    most_size = max(chunk_size, min(READ_SIZE, chunk_size * MOST_BATCH_BLOCKS))
-    most_size -= most_size % chunk_size
-    while data := await _read_fully(source, most_size):
-        yield [data[start : start + chunk_size] for start in range(0, len(data), chunk_size)]
-
-
-async def _read_fully(source: Input, size: int) -> bytes:
-    parts = []
-    while size and (data := await source.read(min(size, READ_SIZE))):
-        parts.append(data)
-        size -= len(data)
-    return b"".join(parts)
 
 
 # ---- reading --------------------------------------------------------------------------------------

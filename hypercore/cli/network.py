@@ -76,18 +76,28 @@ async def serve(options: argparse.Namespace, output: Output) -> None:
         Swarm(*options.listen) as swarm,
     ):
         swarm.join(core)
-        key, addresses = core.key.hex(), swarm.addresses
-        await output.report(
-            {"key": key, "discovery_key": core.discovery_key.hex(), "addresses": addresses},
-            f"key      {key}",
-            f"length   {count_of(core.length, 'block')}, {count_of(core.byte_length, 'byte')}",
-            *(f"address  {address}" for address in addresses),
-            f"try      hypercore clone {key} ./copy --from {addresses[0]}",
-        )
-        if os.isatty(2) and not options.json:
-            await _tell_of_peers(core)
-        else:
-            await asyncio.Event().wait()
+        await tell_addresses(core, swarm, output)
+        await until_interrupted(core, options)
+
+
+async def tell_addresses(core: Hypercore, swarm: Swarm, output: Output) -> None:
+    """Say what a reader needs."""
+    key, addresses = core.key.hex(), swarm.addresses
+    await output.report(
+        {"key": key, "discovery_key": core.discovery_key.hex(), "addresses": addresses},
+        f"key      {key}",
+        f"length   {count_of(core.length, 'block')}, {count_of(core.byte_length, 'byte')}",
+        *(f"address  {address}" for address in addresses),
+        f"try      hypercore clone {key} ./copy --from {addresses[0]}",
+    )
+
+
+async def until_interrupted(core: Hypercore, options: argparse.Namespace) -> None:
+    """Go on serving; on a terminal tell who comes and goes."""
+    if os.isatty(2) and not options.json:
+        await _tell_of_peers(core)
+    else:
+        await asyncio.Event().wait()
 
 
 async def _tell_of_peers(core: Hypercore) -> None:

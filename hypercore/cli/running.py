@@ -61,7 +61,7 @@ async def _run(options: argparse.Namespace) -> int:
                 raise
             await output.flush()
     except asyncio.CancelledError:
-        if options.command in ENDLESS:
+        if _is_endless(options):
             return DONE
         complain("interrupted")
         return FAILED
@@ -77,6 +77,10 @@ async def _run(options: argparse.Namespace) -> int:
         complain(describe_os_error(error))
         return FAILED
     return DONE
+
+
+def _is_endless(options: argparse.Namespace) -> bool:
+    return options.command in ENDLESS or bool(options.command == "append" and options.listen)
 
 
 def _named(error: HypercoreError, options: argparse.Namespace) -> str:

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from hypercore.cli import console, running
+from hypercore.cli.appending import MOST_BATCH_BLOCKS, chunks_of, lines_of
 from hypercore.cli.console import CommandError, Input, Progress, count_of, progress_line
-from hypercore.cli.local import MOST_BATCH_BLOCKS, chunks_of, lines_of
 from hypercore.log.engine import MAX_BLOCK_SIZE
 from tests.running import run
 

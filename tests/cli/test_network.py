@@ -161,7 +161,7 @@ def test_one_peer_of_two_is_enough(tmp_path: Path) -> None:
 
 
 def test_a_key_that_the_peer_does_not_have_is_told_at_once(tmp_path: Path) -> None:
-    new_log(tmp_path / "log", LINES)
+    key = new_log(tmp_path / "log", LINES)
     wrong = "ab" * 32
 
     async def scene() -> None:
@@ -171,6 +171,10 @@ def test_a_key_that_the_peer_does_not_have_is_told_at_once(tmp_path: Path) -> No
                 done = await clone.done()
                 assert (done.code, done.output) == (1, b"")
                 assert done.errors == f"hypercore: nobody delivers core {wrong}: {address} does not have it\n"
+            # Nothing is left that would be in the way of the right key.
+            assert not (tmp_path / "clone").exists()
+            async with running(*cloning(key, tmp_path / "clone", address)) as clone:
+                assert (await clone.done()).code == 0
 
     run(scene())
 
@@ -216,6 +220,7 @@ def test_nobody_there_ends_in_time_with_the_reason(command: str, tmp_path: Path)
     assert done.errors.startswith(f"hypercore: nobody delivers core {'ab' * 32}: ")
     assert "tcp://127.0.0.1:1" in done.errors
     assert done.errors.count("\n") == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_storage_of_another_core_is_left_as_it_is(tmp_path: Path) -> None:
@@ -379,6 +384,144 @@ def test_follow_ends_when_nobody_reads_it_any_more(program: tuple[str, ...]) -> 
     run(scene())
 
 
+# ---- storages as peers ----------------------------------------------------------------------------
+
+
+def test_a_clone_from_a_folder_needs_no_server(tmp_path: Path) -> None:
+    key = new_log(tmp_path / "log", LINES)
+    before = folder_bytes(tmp_path / "log")
+    for address in (str(tmp_path / "log"), f"file:{tmp_path / 'log'}"):
+        done = hypercore("clone", key, tmp_path / "clone", "--from", address, "--json")
+        assert (done.code, done.errors) == (0, "")
+        assert done.json()[0]["length"] == 100
+    assert hypercore("verify", tmp_path / "clone").code == 0
+    assert folder_bytes(tmp_path / "log") == before
+
+
+def test_a_clone_takes_from_a_damaged_folder_what_is_whole_and_the_rest_from_another(tmp_path: Path) -> None:
+    key = new_log(tmp_path / "log", LINES)
+    assert hypercore("copy", tmp_path / "log", tmp_path / "good").code == 0
+    data = bytearray((tmp_path / "log" / "data").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "log" / "data").write_bytes(data)
+    done = hypercore("clone", key, tmp_path / "clone", "--from", tmp_path / "log")
+    assert (done.code, done.output) == (1, b"")
+    assert f"1 of 100 blocks are missing: {tmp_path / 'log'}: block 0 is damaged" in done.errors
+    assert hypercore("verify", tmp_path / "clone").code == 0
+
+    async def scene() -> None:
+        async with running(*serving(tmp_path / "good")) as serve:
+            addresses = [str(tmp_path / "log"), await address_of(serve)]
+            async with running(*cloning(key, tmp_path / "clone", *addresses)) as clone:
+                assert (await clone.done()).code == 0
+
+    run(scene())
+    assert hypercore("cat", tmp_path / "clone", "--lines").output.decode().splitlines() == LINES
+
+
+@pytest.mark.parametrize("command", ["clone", "follow"])
+def test_a_storage_that_is_no_peer_is_told_at_once_and_nothing_is_made(command: str, tmp_path: Path) -> None:
+    key, wrong = new_log(tmp_path / "log", LINES), "ab" * 32
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "letter").write_text("dear")
+    for name, asked, said in (
+        ("log", wrong, f"this storage holds core {key}, not {wrong}\n"),
+        ("none", key, "there is no core in this storage"),
+        ("foreign", key, "letter is here"),
+    ):
+        done = hypercore(command, asked, tmp_path / "clone", "--from", tmp_path / name)
+        assert (done.code, done.output) == (1, b"")
+        assert done.errors.startswith(f"hypercore: nobody delivers core {asked}: {tmp_path / name}: ")
+        assert said in done.errors
+        assert done.errors.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "log"]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("nothing://here", "neither a peer's"), ("word", "'./word'"), ("file:./x?colour=red", "colour")],
+)
+def test_an_address_of_neither_kind_is_told_at_once(address: str, said: str, tmp_path: Path) -> None:
+    done = hypercore("clone", "ab" * 32, tmp_path / "clone", "--from", address)
+    assert (done.code, done.output) == (2, b"")
+    assert said in done.errors
+    assert done.errors.count("\n") == 1
+
+
+def test_a_clone_of_itself_is_refused(tmp_path: Path) -> None:
+    key = new_log(tmp_path / "log", LINES)
+    done = hypercore("clone", key, tmp_path / "log", "--from", f"{tmp_path}/./log/")
+    assert done.code == 1
+    assert "both the source and the destination" in done.errors
+
+
+def test_follow_reads_live_what_another_process_appends_to_a_folder(tmp_path: Path) -> None:
+    key = new_log(tmp_path / "log", ["first"])
+
+    async def scene() -> None:
+        async with running(*following(key, "memory:", str(tmp_path / "log")), "--start", "0") as follow:
+            assert await follow.line() == "first"
+            async with running(*HYPERCORE, "append", tmp_path / "log", "--lines") as append:
+                for text in ("second", "third"):
+                    await append.type(f"{text}\n")
+                    assert await follow.line() == text
+            assert (await follow.done(signal.SIGTERM)).code == 0
+
+    run(scene())
+
+
+# ---- appending and serving at once ----------------------------------------------------------------
+
+
+def appending(folder: Path, *arguments: str | Path) -> tuple[str | Path, ...]:
+    return (*HYPERCORE, "append", folder, *arguments, "--lines", "--listen", ANY_PORT)
+
+
+def test_a_reader_has_each_line_as_it_is_appended(tmp_path: Path) -> None:
+    key = new_log(tmp_path / "log", ["first"])
+
+    async def scene() -> None:
+        async with running(*appending(tmp_path / "log"), "--json") as append:
+            address = await address_of(append)
+            async with running(*following(key, "memory:", address), "--start", "0") as follow:
+                assert await follow.line() == "first"
+                for text in ("second", "third"):
+                    await append.type(f"{text}\n")
+                    assert await follow.line() == text
+            done = await append.done(signal.SIGINT)
+            assert (done.code, done.errors) == (0, "")
+            (summary,) = done.json()
+            assert (summary["appended_blocks"], summary["length"]) == (2, 3)
+
+    run(scene())
+
+
+def test_after_the_end_of_the_input_it_is_served_until_interrupted(tmp_path: Path) -> None:
+    key = new_log(tmp_path / "log")
+    (tmp_path / "lines").write_text("one\ntwo\n")
+
+    async def scene() -> None:
+        async with running(*appending(tmp_path / "log", tmp_path / "lines")) as append:
+            assert await append.line() == f"key      {key}"
+            assert await append.line() == "length   0 blocks, 0 bytes"
+            address = (await append.line()).removeprefix("address  ")
+            assert (await append.line()).startswith("try      hypercore clone")
+            assert await append.line() == "appended 2 blocks, 6 bytes; the log has 2 blocks"
+            async with running(*cloning(key, tmp_path / "clone", address)) as clone:
+                assert (await clone.done()).json()[0]["length"] == 2
+            assert await append.done(signal.SIGTERM) == (0, b"", "")
+
+    run(scene())
+
+
+def test_a_copy_is_not_served_in_the_place_of_being_appended_to(tmp_path: Path) -> None:
+    new_log(tmp_path / "log", LINES)
+    assert hypercore("copy", tmp_path / "log", tmp_path / "copy").code == 0
+    done = hypercore("append", tmp_path / "copy", "--listen", ANY_PORT)
+    assert (done.code, done.output) == (1, b"")
+    assert "is a copy" in done.errors
+
+
 # ---- copy -----------------------------------------------------------------------------------------
 
 
@@ -471,7 +614,7 @@ def test_a_damaged_block_is_not_copied_and_is_named(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "log" / "data").read_bytes())
     data[0] ^= 1
     (tmp_path / "log" / "data").write_bytes(data)
-    done = hypercore("copy", tmp_path / "log", tmp_path / "copy", "--timeout", "1")
+    done = hypercore("copy", tmp_path / "log", tmp_path / "copy")
     assert (done.code, done.output) == (1, b"")
     assert "block 0" in done.errors
     # The other ninety-nine are there.
