@@ -121,17 +121,19 @@ class S3File(RandomAccess):
 class S3Storage(Storage):
     """Files in a bucket, below a prefix. The options are those of `S3Options`.
 
-    `client` is an `ObjectClient`, or a client of boto3, which then carries all requests; it is not closed with the
-    storage. Without it one is made from the options.
+    `client` may be an `ObjectClient`, or a client of boto3, which then carries all requests; it is not closed with the
+    storage. Else it is the name of one, as in the options, from which it is made.
     """
 
     distant = True
 
     def __init__(
-        self, bucket: str, prefix: str = "", *, client: ObjectClient | Any | None = None, **options: object
+        self, bucket: str, prefix: str = "", *, client: ObjectClient | str | Any | None = None, **options: object
     ) -> None:
         if not bucket:
             raise OptionError(f"{_OF} needs a bucket")
+        if isinstance(client, str):
+            options["client"], client = client, None
         self.options = build_options(S3Options, keywords=options, of=_OF)
         prefix = prefix.strip("/")
         if len(prefix.encode()) > PREFIX_BYTES_MAX:
