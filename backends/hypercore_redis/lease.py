@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from redis.exceptions import ResponseError
+
 from hypercore.errors import (
     FencedError,
     ForeignStorageError,
@@ -29,7 +31,7 @@ from hypercore.errors import (
     StorageFullError,
 )
 from hypercore_redis import scripts
-from hypercore_redis.channel import Channel, LostConnectionError, Reply
+from hypercore_redis.channel import Channel, Reply
 from hypercore_redis.options import PlaceOptions
 from hypercore_redis.pages import DROPPED_PAGES_MAX, Contents, Draft, Layout, format_ranges
 from hypercore_redis.scripts import Argument
@@ -189,6 +191,16 @@ class Lease:
         )
         return False
 
+    async def known(self) -> Contents | None:
+        """What lies in the place, as whoever has the lease knows it; None: only the server knows.
+
+        Nobody knows while a connection is lost: a commit may or may not have been done, another writer have come.
+        """
+        self.check()
+        if self.contents is not None and not self._session.alive:
+            await self._session.connect()
+        return self.contents
+
     # ---- changing ------------------------------------------------------------------------------------
 
     async def commit(self, build: Callable[[Draft], None]) -> None:
@@ -228,25 +240,24 @@ class Lease:
             if self.sequence == number:
                 return 1  # a connection was lost after it, and resuming found it done
             self._in_doubt = True
-            return await run_on(
-                channel,
-                scripts.COMMIT,
-                keys,
-                (self._writer, number - 1, number, self._milliseconds, *arguments),
-            )
+            whole = (self._writer, number - 1, number, self._milliseconds, *arguments)
+            try:
+                reply = await run_on(channel, scripts.COMMIT, keys, whole)
+            except ResponseError:
+                self._in_doubt = False
+                raise
+            self._in_doubt = False
+            return reply
 
         try:
             reply = await self._persist(send)
-        except (FencedError, LostCommitsError):
-            raise
         except StorageError as error:
-            if isinstance(error.__cause__, LostConnectionError):
+            if self._in_doubt and type(error) is StorageError:
                 raise StorageError(f"{error}; whether the last change was made is not known") from error
             raise
         if reply != 1:
             raise StorageError(f"{self._session}: what was put aside for a large commit is gone; nothing was changed")
         self.sequence = number
-        self._in_doubt = False
         self.contents = draft.contents
         self._used_at = asyncio.get_running_loop().time()
 

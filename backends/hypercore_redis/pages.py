@@ -253,6 +253,12 @@ class Draft:
         return not self._steps and before.sizes == after.sizes and before.debris == after.debris
 
     @property
+    def takes_no_room(self) -> bool:
+        """Nothing is written and nothing becomes longer."""
+        sizes = self._before.sizes
+        return not self.byte_count and all(size <= sizes.get(name, -1) for name, size in self.contents.sizes.items())
+
+    @property
     def is_large(self) -> bool:
         """Too large for one command."""
         return self.byte_count > COMMIT_BYTES_MAX
@@ -287,7 +293,7 @@ class Draft:
         return self._keys
 
     def arguments(self) -> list[Argument]:
-        """Those of `scripts.COMMIT` from the number of what was put aside on."""
+        """Those of `scripts.COMMIT` from whether it takes room on."""
         fields: list[Argument] = []
         gone: list[Argument] = []
         for mark, before, after in (
@@ -298,7 +304,7 @@ class Draft:
                 if before.get(name) != value:
                     fields += (mark + name, value if isinstance(value, int) else format_ranges(value))
             gone += [mark + name for name in before if name not in after]
-        arguments: list[Argument] = [self.staged_count, len(fields), *fields, len(gone), *gone]
+        arguments: list[Argument] = [int(self.takes_no_room), self.staged_count, len(fields), *fields, len(gone), *gone]
         for step in self._steps:
             data = step.data if isinstance(step.data, int) else b"".join(step.data)
             arguments += (step.verb, step.place, step.offset, data)

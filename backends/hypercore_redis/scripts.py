@@ -49,6 +49,12 @@ local function now()
 end
 """
 
+# What takes no room, or next to none, is done in a full server too: it only asks before a script's first write, and
+# does not before one that removes something, be it nothing.
+_WITHOUT_ROOM: Final = """
+redis.call('HDEL', KEYS[1], '')
+"""
+
 # Whoever is not the writer of the head hears who is.
 _FENCE: Final = """
 local found = redis.call('HMGET', KEYS[1], 'writer', 'sequence', 'epoch', 'holder')
@@ -75,6 +81,9 @@ if ARGV[4] ~= '1' and other and tonumber(found[4]) > time then
 end
 local epoch = string.format('%.0f', tonumber(found[2] or '0') + 1)
 local writer = epoch .. ':' .. ARGV[1]
+"""
+    + _WITHOUT_ROOM
+    + """
 redis.call('HSET', KEYS[1], 'format', '1', 'epoch', epoch, 'writer', writer, 'holder', ARGV[3],
   'until', string.format('%.0f', time + ARGV[2]), 'sequence', found[6] or '0')
 redis.call('SETNX', KEYS[2], '1')
@@ -93,13 +102,16 @@ if not found[1] or string.match(found[1], ':(.*)$') ~= ARGV[1] then
 end
 local epoch = string.format('%.0f', found[3] + 1)
 local writer = epoch .. ':' .. ARGV[1]
+"""
+    + _WITHOUT_ROOM
+    + """
 redis.call('HSET', KEYS[1], 'epoch', epoch, 'writer', writer, 'until', string.format('%.0f', now() + ARGV[2]))
 return {'mine', writer, redis.call('HGETALL', KEYS[1])}
 """
 )
 
 #: One mutation. KEYS: head, then every page it touches, then what was put aside for it. ARGV: writer, last sequence,
-#: this one, lease in ms, how many were put aside, how many of the next are fields and values of the head, those, how
+#: this one, lease in ms, 1 if it takes no room, how many were put aside, how many of the next are fields and values of the head, those, how
 #: many fields go, those, then four for each operation: verb, key, offset or size, data or size.
 COMMIT: Final = Script(
     _NOW
@@ -111,11 +123,12 @@ end
 local lengths = {}
 for key = 2, #KEYS do
   lengths[key] = redis.call('STRLEN', KEYS[key])
-  if lengths[key] == 0 and key > #KEYS - ARGV[5] then return {'unstaged'} end
+  if lengths[key] == 0 and key > #KEYS - ARGV[6] then return {'unstaged'} end
 end
+if ARGV[5] == '1' then redis.call('HDEL', KEYS[1], '') end
 redis.call('HSET', KEYS[1], 'sequence', ARGV[3], 'until', string.format('%.0f', now() + ARGV[4]))
-local at = 7
-local stop = at + ARGV[6]
+local at = 8
+local stop = at + ARGV[7]
 while at < stop do
   redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1])
   at = at + 2
@@ -181,6 +194,7 @@ return 1
 #: it says now (nothing: it goes).
 SWEEP: Final = Script(
     _FENCE
+    + _WITHOUT_ROOM
     + """
 redis.call('UNLINK', unpack(KEYS, 2))
 if ARGV[3] == '' then
@@ -196,6 +210,7 @@ return 1
 RENEW: Final = Script(
     _NOW
     + _FENCE
+    + _WITHOUT_ROOM
     + """
 redis.call('HSET', KEYS[1], 'until', string.format('%.0f', now() + ARGV[2]))
 return 1
@@ -205,6 +220,7 @@ return 1
 #: Give the lease back, and leave nothing where nothing is. KEYS: head, guard. ARGV: writer.
 RELEASE: Final = Script(
     _FENCE
+    + _WITHOUT_ROOM
     + """
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
   local first = string.sub(field, 1, 1)

@@ -160,7 +160,8 @@ class Session:
                 raise ClosedError(f"{self} is closed")
             if channel is not None:
                 await channel.aclose()
-            connection = await self.server.connect(self.key)
+            async with asyncio.timeout(self._timeout_seconds):
+                connection = await self.server.connect(self.key)
             channel = Channel(connection, timeout_seconds=self._timeout_seconds)
             try:
                 await self._examine(channel)
@@ -174,6 +175,15 @@ class Session:
             self._channel = channel
             self._was_connected = True
             return channel
+
+    @property
+    def alive(self) -> bool:
+        """Connected, so that nothing was missed since."""
+        return self._channel is not None and self._channel.alive
+
+    async def connect(self) -> None:
+        """Be connected. Raises `StorageError`."""
+        await self.patiently(_nothing)
 
     def drop(self, reason: str) -> None:
         """Let the next call begin on a new connection."""
@@ -278,6 +288,10 @@ async def run_on(channel: Channel, script: Script, keys: Sequence[Argument], arg
         return await channel.send(command)
     except NoScriptError:
         return await channel.send(script.in_full(command))
+
+
+async def _nothing(channel: Channel) -> None:
+    """Being connected is all."""
 
 
 def is_transient(error: ResponseError) -> bool:

@@ -77,6 +77,7 @@ class RedisFile(RandomAccess):
             and end <= PAGE_BYTES
             and 0 <= offset <= contents.sizes.get(self._name, 0) - size
             and not contents.debris
+            and self._session.alive
             and not (self._closed or self._shared.gone or self._storage.closed)
         ):
             data: bytes = await self._session.ask(("GETRANGE", f"{self._pages}{number}", start, end - 1))
@@ -86,7 +87,6 @@ class RedisFile(RandomAccess):
 
     async def read_many(self, ranges: _Ranges) -> list[bytes]:
         self._check_live()
-        self._lease.check()
         found: list[bytes] = []
         batch: list[tuple[int, int]] = []
         batch_bytes = 0
@@ -109,7 +109,7 @@ class RedisFile(RandomAccess):
     async def _read(self, ranges: _Ranges) -> list[bytes]:
         if not any(size for _, size in ranges):
             return [b""] * len(ranges)
-        contents = self._lease.contents
+        contents = await self._lease.known()
         if contents is not None:
             self._check_bounds(ranges, contents.sizes.get(self._name))
             replies = await self._session.ask_many(self._commands(ranges))
@@ -166,10 +166,6 @@ class RedisFile(RandomAccess):
 
     async def size(self) -> int:
         self._check_live()
-        self._lease.check()
-        contents = self._lease.contents
-        if contents is not None:
-            return contents.sizes[self._name]
         size = await self._storage.look_for(self._name)
         if size is None:
             raise StorageMissingError(f"{self._storage} has no file {self._name!r} any more")
@@ -253,8 +249,7 @@ class RedisStorage(Storage):
 
     async def names(self) -> frozenset[str]:
         self._check_open()
-        self.lease.check()
-        contents = self.lease.contents
+        contents = await self.lease.known()
         if contents is not None:
             return frozenset(contents.sizes)
         reply, guarded = await self.session.ask_many([("HGETALL", self.layout.head), ("EXISTS", self.layout.guard)])
@@ -271,8 +266,7 @@ class RedisStorage(Storage):
 
     async def look_for(self, name: str) -> int | None:
         """Bytes in the file; None when there is none."""
-        self.lease.check()
-        contents = self.lease.contents
+        contents = await self.lease.known()
         if contents is not None:
             return contents.sizes.get(name)
         found, sequence, size = await self.session.ask(("HMGET", self.layout.head, "format", "sequence", f"/{name}"))
