@@ -23,7 +23,7 @@ from hypercore.mirrors.status import MirrorStatus
 from hypercore.plugins import open_storage
 from hypercore.storage import Storage
 from hypercore.swarm import MOST_CONNECTIONS, Swarm
-from hypercore.urls import hide_secrets
+from hypercore.urls import hide_secrets, parse_address
 
 #: Cores that are opened at once: enough to hide a distant storage's round trips, few enough to spare its server.
 MOST_OPENING: Final = 16
@@ -274,6 +274,9 @@ def _place_of(storage: Place) -> tuple[Callable[[bytes], str | Storage], bool]:
     template = os.fspath(storage)
     if not isinstance(template, str):
         raise OptionError("a storage's address is text")
+
+    if any(name == "take_over" for name, _ in parse_address(template).query):
+        raise OptionError("take_over takes the lease from a mirror that lives, again and again: mirrors wait for it")
 
     def place(key: bytes) -> str:
         return template.replace("{key}", key.hex()).replace("{discovery_key}", discovery_key(key).hex())
