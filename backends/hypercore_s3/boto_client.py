@@ -67,7 +67,7 @@ class BotoClient(RetryingClient):
         most_connections: int = 16,
     ) -> None:
         super().__init__(
-            place_of(bucket, endpoint_url),
+            place_of(bucket, client.meta.endpoint_url if client is not None else endpoint_url),
             timeout_seconds=timeout_seconds,
             deadline_seconds=deadline_seconds,
             most_connections=most_connections,
@@ -190,7 +190,7 @@ class BotoClient(RetryingClient):
 
         def carried_out(wanted: Wanted) -> T:
             try:
-                return work(self._driver(), wanted)
+                return work(self._client, wanted)
             except Exception as error:
                 raise meaning(error, asked) from error
 
@@ -200,14 +200,19 @@ class BotoClient(RetryingClient):
                 self.counts.bytes_put += size
             return await self._threads.run(carried_out)
 
-        return await self._attempt(str(asked), size, attempt)
+        return await self._attempt(asked, size, attempt)
 
-    def _driver(self) -> Any:
-        with self._making:
-            if self._client is None:
-                self._client = self._make()
-                self.place = place_of(self._bucket, self._client.meta.endpoint_url)
-            return self._client
+    async def _connect(self, asked: Asked) -> None:
+        def make(wanted: Wanted) -> None:
+            with self._making:
+                if self._client is None:
+                    try:
+                        self._client = self._make()
+                    except Exception as error:
+                        raise meaning(error, asked) from error
+                    self.place = place_of(self._bucket, self._client.meta.endpoint_url)
+
+        await self._threads.run(make)
 
     async def _release(self) -> None:
         await self._threads.aclose()

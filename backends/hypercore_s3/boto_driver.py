@@ -82,7 +82,7 @@ def make_client(
     if path_style is None and endpoint_url is None and not is_aws(client.meta.endpoint_url):
         client = made("path")  # The endpoint came from the environment or the profile.
     # Waiting for "100 Continue" is a round trip, and a second with servers that do not know it.
-    client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing)
+    client.meta.events.register_last("before-sign.s3.PutObject", _expect_nothing)
     return client
 
 
@@ -91,8 +91,8 @@ def is_aws(endpoint_url: str) -> bool:
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws"))
 
 
-def _expect_nothing(params: dict[str, Any], **others: Any) -> None:
-    params["headers"].pop("Expect", None)
+def _expect_nothing(request: Any, **others: Any) -> None:
+    del request.headers["Expect"]
 
 
 def meaning(error: Exception, asked: Asked) -> Exception:

@@ -27,7 +27,7 @@ from hypercore.storage import check_range
 from hypercore_s3.answers import WHOLE_BYTES_MAX, Asked, Extent, TryAgainError, check_body, refusal
 from hypercore_s3.boto_driver import make_client, make_session, meaning, place_of
 from hypercore_s3.objects import DELETE_KEYS_MAX, Found
-from hypercore_s3.retrying import RetryingClient
+from hypercore_s3.retrying import SLOWEST_BYTES_PER_SECOND, RetryingClient
 from hypercore_s3.threads import Threads, Wanted
 
 if TYPE_CHECKING:
@@ -103,19 +103,22 @@ class ObstoreClient(RetryingClient):
             options["range"] = {"offset": offset}
 
         async def attempt(store: S3Store) -> Found | None:
-            try:
-                answer = await store.get_async(key, options=options)
-            except Exception as error:
-                if _status(error) == 416:
-                    return None
-                raise
-            whole = answer.meta["size"]
-            start, end = answer.range
-            if (start, end) != (offset, whole if size is None else min(offset + size, whole)):
-                raise StorageError(f"{asked.place}: {asked} came with other bytes than were asked: {start} to {end}")
-            if size is None and end - start > WHOLE_BYTES_MAX:
-                raise StorageError(f"{asked.place}: {asked} would be {end - start} bytes, more than {WHOLE_BYTES_MAX}")
-            data = bytes(await answer.bytes_async())
+            async with asyncio.timeout(self._timeout_seconds) as patience:
+                try:
+                    answer = await store.get_async(key, options=options)
+                except Exception as error:
+                    if _status(error) == 416:
+                        return None
+                    raise
+                whole = answer.meta["size"]
+                start, end = answer.range
+                if (start, end) != (offset, whole if size is None else min(offset + size, whole)):
+                    raise StorageError(f"{asked.place}: {asked} came with bytes {start} to {end} of {whole}")
+                if size is None and end - start > WHOLE_BYTES_MAX:
+                    raise StorageError(f"{asked.place}: {asked} is {end - start} bytes, more than {WHOLE_BYTES_MAX}")
+                now = asyncio.get_running_loop().time()
+                patience.reschedule(now + self._timeout_seconds + (end - start) / SLOWEST_BYTES_PER_SECOND)
+                data = bytes(await answer.bytes_async())
             check_body(Extent(end - start, whole), len(data))
             return await self._found(answer.meta, data)
 
@@ -178,7 +181,8 @@ class ObstoreClient(RetryingClient):
         counted = {"get": "gets", "put": "puts", "list": "lists", "delete": "deletes"}[asked.verb]
 
         async def carried_out() -> T:
-            store = await self._connected(asked)
+            store = self._store
+            assert store is not None
             setattr(self.counts, counted, getattr(self.counts, counted) + 1)
             if asked.verb == "put":
                 self.counts.bytes_put += size
@@ -187,16 +191,13 @@ class ObstoreClient(RetryingClient):
             except Exception as error:
                 raise _meaning(error, asked) from error
 
-        return await self._attempt(str(asked), size, carried_out)
+        return await self._attempt(asked, size, carried_out)
 
     async def _found(self, meta: ObjectMeta, data: bytes) -> Found:
         age = max(0.0, await self._server_seconds() - meta["last_modified"].timestamp())
         return Found(data=data, etag=meta["e_tag"] or "", size=meta["size"], age_seconds=age)
 
-    async def _connected(self, asked: Asked) -> S3Store:
-        if self._store is not None:
-            return self._store
-
+    async def _connect(self, asked: Asked) -> None:
         def make(wanted: Wanted) -> S3Store:
             try:
                 return self._make()
@@ -206,7 +207,6 @@ class ObstoreClient(RetryingClient):
         async with self._making:
             if self._store is None:
                 self._store = await self._threads.run(make)
-            return self._store
 
     def _make(self) -> S3Store:
         try:

@@ -77,7 +77,7 @@ class PublicClient(RetryingClient):
         def work(wanted: Wanted) -> Found:
             try:
                 return self._get(asked, offset, size, wanted)
-            except (TryAgainError, StorageError, MissingDriverError):
+            except (TryAgainError, StorageError):
                 raise
             except Exception as error:
                 raise _meaning(error, asked) from error
@@ -86,7 +86,7 @@ class PublicClient(RetryingClient):
             self.counts.gets += 1
             return await self._threads.run(work)
 
-        found = await self._attempt(str(asked), expected, attempt)
+        found = await self._attempt(asked, expected, attempt)
         self.counts.bytes_got += len(found.data)
         return found
 
@@ -119,8 +119,9 @@ class PublicClient(RetryingClient):
         if wish is not None:
             headers["Range"] = wish
         url = self._base_url + quote(asked.key, safe="/~")
+        assert self._pool is not None
         for _ in range(REDIRECTS_MAX + 1):
-            answer = self._connected().request("GET", url, headers=headers, preload_content=False, redirect=False)
+            answer = self._pool.request("GET", url, headers=headers, preload_content=False, redirect=False)
             location = answer.headers.get("Location")
             if answer.status not in REDIRECT_STATUSES or not location:
                 return answer
@@ -131,16 +132,13 @@ class PublicClient(RetryingClient):
             url = following
         raise StorageError(f"{asked.place}: {asked} is redirected more than {REDIRECTS_MAX} times, at last to {url}")
 
-    def _connected(self) -> PoolManager:
-        with self._making:
-            if self._pool is None:
-                try:
-                    import urllib3
-                except ImportError as error:
-                    raise MissingDriverError("urllib3 is not installed; pip install 'hypercore-py[s3]'") from error
-                timeout = urllib3.Timeout(connect=self._timeout_seconds, read=self._timeout_seconds)
-                self._pool = urllib3.PoolManager(maxsize=self._most_connections, retries=False, timeout=timeout)
-            return self._pool
+    async def _connect(self, asked: Asked) -> None:
+        def make(wanted: Wanted) -> None:
+            with self._making:
+                if self._pool is None:
+                    self._pool = _make_pool(self._timeout_seconds, self._most_connections)
+
+        await self._threads.run(make)
 
     async def put(
         self, key: str, pieces: Sequence[bytes], *, if_absent: bool = False, if_etag: str | None = None
@@ -162,6 +160,15 @@ class PublicClient(RetryingClient):
         await self._threads.aclose()
         if self._pool is not None:
             self._pool.clear()
+
+
+def _make_pool(timeout_seconds: float, most_connections: int) -> PoolManager:
+    try:
+        import urllib3
+    except ImportError as error:
+        raise MissingDriverError("urllib3 is not installed; pip install 'hypercore-py[s3]'") from error
+    timeout = urllib3.Timeout(connect=timeout_seconds, read=timeout_seconds)
+    return urllib3.PoolManager(maxsize=most_connections, retries=False, timeout=timeout)
 
 
 def _read(asked: Asked, answer: BaseHTTPResponse, extent: Extent, wanted: Wanted) -> bytes:

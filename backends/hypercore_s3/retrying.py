@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from hypercore.errors import ClosedError, StorageError
-from hypercore_s3.answers import TryAgainError
+from hypercore_s3.answers import Asked, TryAgainError
 from hypercore_s3.objects import ObjectClient
 
 T = TypeVar("T")
@@ -37,15 +37,16 @@ class RetryingClient(ObjectClient):
         self._turns = asyncio.Semaphore(most_connections)
         self._closing = asyncio.Event()
         self._scopes: set[asyncio.Timeout] = set()
+        self._connected = False
 
-    async def _attempt(self, what: str, size: int, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _attempt(self, asked: Asked, size: int, attempt: Callable[[], Awaitable[T]]) -> T:
         """Carry out `attempt` until it does not raise `TryAgainError`, each time in its turn.
 
         `size` is how many bytes of a body move at most. Raises `StorageError` from the last try's cause.
         """
         loop = asyncio.get_running_loop()
         transfer_seconds = size / SLOWEST_BYTES_PER_SECOND
-        began = deadline = 0.0
+        began: float | None = None
         tries = 0
         while True:
             cause: BaseException | None = None
@@ -55,11 +56,16 @@ class RetryingClient(ObjectClient):
                     self._scopes.add(scope)
                     try:
                         async with self._turns:
-                            now = loop.time()
-                            if not tries:
-                                began, deadline = now, now + self._deadline_seconds
+                            began = began or loop.time()
+                            if not self._connected:
+                                # Loading a driver may take longer than one of its requests.
+                                scope.reschedule(began + self._deadline_seconds)
+                                await self._connect(asked)
+                                self._connected = True
+                                began = loop.time()
                             tries += 1
-                            scope.reschedule(min(now + self._timeout_seconds, deadline) + transfer_seconds)
+                            end = min(loop.time() + self._timeout_seconds, began + self._deadline_seconds)
+                            scope.reschedule(end + transfer_seconds)
                             return await attempt()
                     finally:
                         self._scopes.discard(scope)
@@ -69,11 +75,17 @@ class RetryingClient(ObjectClient):
                 reason, cause = "no answer in time", error
             self._check_open()
             pause = random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(tries, 16)))
-            if loop.time() + pause >= deadline:
+            passed = loop.time() - (began or loop.time())
+            if passed + pause >= self._deadline_seconds:
                 raise StorageError(
-                    f"{self.place}: {what} failed {tries} times in {loop.time() - began:.1f} s, the last time: {reason}"
+                    f"{self.place}: {asked} failed {tries} times in {passed:.1f} s, the last time: {reason}"
                 ) from cause
             await self._pause(pause)
+
+    @abstractmethod
+    async def _connect(self, asked: Asked) -> None:
+        """Load the driver and find out who we are, before the first try; by several callers at once. Raises as a try
+        does."""
 
     async def _pause(self, seconds: float) -> None:
         try:

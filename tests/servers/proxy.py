@@ -185,6 +185,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections = 0
         self._at_once = 0
+        self._answered = asyncio.Condition()
         self.url = ""
         self.seen: list[Seen] = []
         #: How many requests were under way together, at most.
@@ -197,6 +198,11 @@ class Proxy:
     def clear(self) -> None:
         """Nothing goes wrong any more."""
         self._scripts.clear()
+
+    async def answered(self, count: int = 1) -> None:
+        """Wait until so many requests have been answered."""
+        async with self._answered:
+            await self._answered.wait_for(lambda: sum(seen.status is not None for seen in self.seen) >= count)
 
     def of(self, method: str) -> list[Seen]:
         """The requests of this method."""
@@ -236,6 +242,8 @@ class Proxy:
                 if seen.method != "HEAD" and _body_size(_headers(reply.head)) not in (None, len(reply.body)):
                     break
                 seen.status = reply.status
+                async with self._answered:
+                    self._answered.notify_all()
         except (DropConnectionError, ConnectionError, asyncio.IncompleteReadError):
             writer.transport.abort()
         except asyncio.CancelledError:

@@ -110,9 +110,8 @@ def _shared(name: str, start: Callable[[Path, int], S3Server]) -> S3Server:
         if text := state.read():
             fields = json.loads(text)
             return S3Server(**fields | {who: Credentials(**fields[who]) for who in ("admin", "reader", "writer")})
-        for tries in range(START_TRIES):
-            folder = base / f"{name}-{tries}"
-            folder.mkdir()
+        for _ in range(START_TRIES):
+            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
             try:
                 server = start(folder, owner)
             except ServerDidNotStartError as error:
@@ -153,8 +152,11 @@ def _start_seaweedfs(folder: Path, owner: int) -> S3Server:
     options = {f"{name.partition('.')[0]}.port{'.grpc' if '.' in name else ''}": port for name, port in ports.items()}
     command = [weed, "server", "-s3", "-filer", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}"]
     command += [f"-{option}={port}" for option, port in options.items()]
+    # What else would listen on a port of its choice, or tell the world of us.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    command += [f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}"]
     # Each bucket claims seven volumes at once, and the default allows eight in all.
-    command += ["-s3.port.iceberg=0", "-master.volumeSizeLimitMB=1024", "-volume.max=1000", "-s3.config=s3.json"]
+    command += ["-master.volumeSizeLimitMB=1024", "-volume.max=1000", "-s3.config=s3.json"]
     return _start("seaweedfs", command, ports["s3"], folder, owner, guarded=True)
 
 

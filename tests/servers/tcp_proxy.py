@@ -30,6 +30,7 @@ class TcpProxy:
         self._answered = False
         self._held: asyncio.Event | None = None
         self._arrived = asyncio.Event()
+        self._connection = asyncio.Event()
         self._refusing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -48,6 +49,11 @@ class TcpProxy:
     async def arrived(self) -> None:
         """Until a request is held."""
         await self._arrived.wait()
+
+    async def connected(self, count: int) -> None:
+        """Until there have been so many connections."""
+        while self.connections < count:
+            await self._connection.wait()
 
     def release(self) -> None:
         """Let the requests that were held go on to the server, in spite of everything."""
@@ -83,6 +89,8 @@ class TcpProxy:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
+        self._connection.set()
+        self._connection = asyncio.Event()
         self._writers.add(writer)
         upstream: asyncio.StreamWriter | None = None
         back: asyncio.Task[None] | None = None

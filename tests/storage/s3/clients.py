@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal, cast
+from typing import Literal
 
 from hypercore_s3.clients import make_client
 from hypercore_s3.objects import ObjectClient
 from hypercore_s3.options import S3Options
 from tests.servers.s3 import ADMIN, Credentials
 
-KINDS = ("boto3", "obstore")
+Kind = Literal["boto3", "obstore"]
+KINDS: tuple[Kind, ...] = ("boto3", "obstore")
 
 
 @asynccontextmanager
 async def opened(
-    kind: str,
+    kind: Kind,
     endpoint_url: str,
     *,
     bucket: str = "hypercore",
@@ -27,7 +28,7 @@ async def opened(
 ) -> AsyncIterator[ObjectClient]:
     """A client of this kind, closed at the end."""
     options = S3Options(
-        client=cast(Literal["boto3", "obstore"], kind),
+        client=kind,
         endpoint_url=endpoint_url,
         region="us-east-1",
         access_key=who.access_key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.servers.s3 import S3Server, moto, new_prefix, seaweedfs
-from tests.storage.s3.clients import KINDS
+from tests.storage.s3.clients import KINDS, Kind
 
 
 @pytest.fixture(params=["moto", "seaweedfs"])
@@ -15,9 +15,10 @@ def server(request: pytest.FixtureRequest) -> S3Server:
 
 
 @pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
+def kind(request: pytest.FixtureRequest) -> Kind:
     """Each of the clients."""
-    return str(request.param)
+    chosen: Kind = request.param
+    return chosen
 
 
 @pytest.fixture
