@@ -123,6 +123,10 @@ class DuplexStream(ByteStream):
 
     async def aclose(self) -> None:
         """The peer still receives everything that was sent before."""
+        self.abort()
+
+    def abort(self) -> None:
+        """The same: there is nothing here to wait for."""
         if self._closed:
             return
         self._closed = True

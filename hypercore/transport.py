@@ -33,6 +33,14 @@ class ByteStream(ABC):
     async def aclose(self) -> None:
         """Close both directions, now. Twice is fine. A waiting `receive` or `send` raises `StreamClosedError`."""
 
+    @abstractmethod
+    def abort(self) -> None:
+        """Cut both directions without waiting for the peer, who may lose what was sent and sees an end or a break.
+
+        Whoever waits in `receive`, `send` or `aclose` is let go as after a close; an `aclose` afterwards waits for
+        nobody. Twice is fine.
+        """
+
     @property
     @abstractmethod
     def remote_address(self) -> str:

@@ -96,6 +96,10 @@ class FlakyStream(ByteStream):
         self._closed = True
         await self._inner.aclose()
 
+    def abort(self) -> None:
+        self._closed = True
+        self._inner.abort()
+
     @property
     def remote_address(self) -> str:
         return self._inner.remote_address

@@ -26,6 +26,7 @@ from hypercore.errors import (
     ConnectTimeoutError,
     HypercoreError,
     PeerClosedError,
+    StreamBrokenError,
     StreamClosedError,
     TransportError,
 )
@@ -236,6 +237,42 @@ class TransportContract:
             for _ in range(2):
                 await self._expect_error(StreamClosedError, one.receive(), "a receive after our close")
                 await self._expect_error(StreamClosedError, one.send(b"x"), "a send after our close")
+
+        self._on_both_ends(promise)
+
+    def test_an_abort_ends_a_waiting_send_although_the_peer_does_not_read(self) -> None:
+        async def promise(one: ByteStream, other: ByteStream) -> None:
+            sender = asyncio.ensure_future(_send_for_ever(one))
+            await self._observe(sender)
+            one.abort()
+            await self._expect_error(StreamClosedError, sender, "a send that waited while we aborted")
+            await one.aclose()
+
+        self._on_both_ends(promise)
+
+    def test_an_abort_ends_a_close_that_waits_for_the_peer(self) -> None:
+        async def promise(one: ByteStream, other: ByteStream) -> None:
+            sender = asyncio.ensure_future(_send_for_ever(one))
+            await self._observe(sender)
+            closing = asyncio.ensure_future(one.aclose())
+            await self._observe(closing)
+            one.abort()
+            await closing
+            await self._expect_error(StreamClosedError, sender, "a send that waited while we closed")
+
+        self._on_both_ends(promise)
+
+    def test_the_peer_of_an_abort_sees_an_end_or_a_break(self) -> None:
+        async def promise(one: ByteStream, other: ByteStream) -> None:
+            receiver = asyncio.ensure_future(one.receive())
+            await other.send(b"")
+            await self._observe(receiver)
+            one.abort()
+            one.abort()
+            await self._expect_error(StreamClosedError, receiver, "a receive that waited while we aborted")
+            await self._expect_error(StreamClosedError, one.send(b"x"), "a send after our abort")
+            with suppress(StreamBrokenError):
+                self._expect(await other.receive() == b"", "our peer must see the end")
 
         self._on_both_ends(promise)
 

@@ -28,6 +28,9 @@ class Stream(ByteStream):
     async def aclose(self) -> None:
         await self.inner.aclose()
 
+    def abort(self) -> None:
+        self.inner.abort()
+
     @property
     def remote_address(self) -> str:
         return self.inner.remote_address
@@ -264,6 +267,43 @@ class SendsAfterItsClose(Stream):
             await asyncio.sleep(0)
 
 
+class AbortsLater(Stream):
+    """An abort that waits as a close does, for a peer who does not read."""
+
+    def abort(self) -> None:
+        self.closing = asyncio.ensure_future(self.wait_and_close())
+
+    async def wait_and_close(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+class AbortsWithoutTheEnd(Stream):
+    """The peer never hears of the abort."""
+
+    aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    async def receive(self) -> bytes:
+        if self.aborted:
+            raise StreamClosedError("it was aborted")
+        return await super().receive()
+
+    async def send(self, data: bytes) -> None:
+        if self.aborted:
+            raise StreamClosedError("it was aborted")
+        await super().send(data)
+
+
+class ClosesWhenThePeerDoes(Stream):
+    """A close that waits for the peer, whatever happens meanwhile."""
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+        await asyncio.get_running_loop().create_future()
+
+
 class StaysOpenAfterItsContext(Stream):
     async def __aexit__(self, *_: object) -> None:
         pass
@@ -427,6 +467,9 @@ BROKEN: Sequence[tuple[type[Transport], str, str]] = (
     (of_stream(ClosesOnce), "closing_twice_is_fine_and_everything_after_it_says_closed", "it is closed"),
     (of_stream(SendsAfterItsClose), "closing_twice_is_fine_and_everything_after_it_says_closed", "send after our"),
     (of_stream(EndsInsteadOfClosed), "a_stream_closes_after_its_peer_did", "must raise StreamClosedError"),
+    (of_stream(AbortsLater), "an_abort_ends_a_waiting_send_although_the_peer_does_not_read", "hangs"),
+    (of_stream(ClosesWhenThePeerDoes), "an_abort_ends_a_close_that_waits_for_the_peer", "hangs"),
+    (of_stream(AbortsWithoutTheEnd), "the_peer_of_an_abort_sees_an_end_or_a_break", "hangs"),
     (of_stream(StaysOpenAfterItsContext), "leaving_the_context_closes", "hangs"),
     (of_stream(LosesBytesOfCancelledReceives), "a_cancelled_receive_loses_no_bytes", "hangs"),
     (of_listener(LosesStreamsOfCancelledAccepts), "a_cancelled_accept_loses_no_stream", "hangs"),

@@ -110,6 +110,12 @@ class TcpStream(asyncio.BufferedProtocol, ByteStream):
         # Shielded, so that a cancelled close does not cancel what others wait for.
         await asyncio.shield(self._gone)
 
+    def abort(self) -> None:
+        self._closed = True
+        self._filled = 0
+        self._wake()
+        self._cut()
+
     @property
     def remote_address(self) -> str:
         return self._address
