@@ -179,6 +179,7 @@ class _Copying:
         for key, value in origin.user_data.items():
             if target.user_data.get(key) != value:
                 await target.set_user_data(key, value)
+        await target.flush()  # Or a checkpoint that failed would be nobody's failure.
         if self._damage:
             index, reason = min(self._damage.items())
             count = len(self._damage)

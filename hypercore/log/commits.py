@@ -277,6 +277,8 @@ class Commits:
                 f"fork {state.fork}; going on would sign a second history",
                 file=OPLOG,
             )
+        if state.authority.manifest is None and old.authority.manifest is not None:
+            state.learn(old.authority)  # It came with a proof, and has not reached a header yet.
         # What opening finds again is not told again.
         state.warnings = list(dict.fromkeys(old.warnings + state.warnings))
         held = old.bitfield
