@@ -111,8 +111,8 @@ return {'mine', writer, redis.call('HGETALL', KEYS[1])}
 )
 
 #: One mutation. KEYS: head, then every page it touches, then what was put aside for it. ARGV: writer, last sequence,
-#: this one, lease in ms, 1 if it takes no room, how many were put aside, how many of the next are fields and values of the head, those, how
-#: many fields go, those, then four for each operation: verb, key, offset or size, data or size.
+#: this one, lease in ms, 1 if it takes no room, how many were put aside, how many of the next are fields and values of
+#: the head, those, how many fields go, those, then four for each operation: verb, key, offset or size, data or size.
 COMMIT: Final = Script(
     _NOW
     + _FENCE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from hypercore.plugins import open_storage
@@ -18,11 +20,9 @@ def new_prefix() -> str:
     return f"place-{next(_numbers)}"
 
 
-def storage_at(
-    server: RedisServer | TcpProxy, prefix: str | None = None, *, password: str | None = None, **options: Any
-) -> RedisStorage:
+def storage_at(server: RedisServer | TcpProxy, prefix: str | None = None, **options: Any) -> RedisStorage:
     """A storage in this server, in a new place or the one of that prefix."""
-    options = {"prefix": prefix or new_prefix(), **options}
+    options = {"prefix": new_prefix() if prefix is None else prefix, **options}
     if isinstance(server, TcpProxy):
         storage: Storage = open_storage(f"redis://127.0.0.1:{server.port}/0", **options)
     else:
@@ -41,3 +41,9 @@ def keys(server: RedisServer, prefix: str) -> list[str]:
     """What of a place is in the server."""
     with server.client() as client:
         return sorted(key.decode() for key in client.scan_iter(match=f"{{{prefix}}}*", count=10_000))
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Wait for something that happens by itself; the test's own time limit ends it."""
+    while not holds():  # noqa: ASYNC110 - it happens in another process
+        await asyncio.sleep(0.005)
