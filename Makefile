@@ -9,7 +9,7 @@ INTEROP_PEERS := $(patsubst %/package-lock.json,%/node_modules/.package-lock.jso
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo test check format interop bench package lock clean
+.PHONY: help demo test check format interop soak bench package lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,9 @@ format: $(INSTALLED) ## rewrite the code in the house style
 
 interop: $(INSTALLED) $(INTEROP_PEERS) ## the tests against Node's hypercore 10 and 11; needs node and npm
 	@$(BIN)/python -m pytest -q -m interop tests/interop
+
+soak: $(INSTALLED) ## kill -9 of writers and of their servers, 200 times each
+	@HYPERCORE_KILLS=200 $(BIN)/python -m pytest -q tests/crash
 
 bench: $(INSTALLED) $(INTEROP_PEERS) ## us beside Node's hypercore 10 and 11, as ratios; BENCH="--quick" for a look
 	@$(BIN)/python -m benchmarks $(BENCH)
