@@ -38,8 +38,9 @@ interop: $(INSTALLED) $(INTEROP_PEERS) ## the tests against Node's hypercore 10 
 soak: $(INSTALLED) ## kill -9 of writers and of their servers, 200 times each
 	@HYPERCORE_KILLS=200 $(BIN)/python -m pytest -q tests/crash
 
-bench: $(INSTALLED) $(INTEROP_PEERS) ## us beside Node's hypercore 10 and 11, as ratios; BENCH="--quick" for a look
+bench: $(INSTALLED) $(INTEROP_PEERS) ## us beside Node's hypercore 10 and 11, then every backend; BENCH="--quick" for a look
 	@$(BIN)/python -m benchmarks $(BENCH)
+	@$(BIN)/python -m benchmarks.backends $(if $(findstring --quick,$(BENCH)),--quick)
 
 package: $(INSTALLED) ## the sdist and the wheel in dist/, and a fresh environment that runs the wheel
 	@rm -rf dist build
