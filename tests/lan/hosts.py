@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,15 @@ class Host:
         subprocess.run(command, check=True, capture_output=True, timeout=30)
 
 
+def _remove(namespace: str) -> None:
+    """With every process that is still on the host."""
+    pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, timeout=30).stdout
+    for pid in pids.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(["ip", "netns", "del", namespace], capture_output=True, timeout=30)
+
+
 @contextmanager
 def network(count: int, *, ipv4: bool = True, ipv6: bool = True) -> Iterator[list[Host]]:
     """Hosts 10.77.0.1 and so on, on one switch, with no route to anywhere else."""
@@ -92,7 +102,7 @@ def network(count: int, *, ipv4: bool = True, ipv6: bool = True) -> Iterator[lis
 
         def namespace(name: str) -> str:
             ip("netns", "add", name)
-            stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, timeout=30)
+            stack.callback(_remove, name)
             return name
 
         switch = namespace(f"{run}-switch")
@@ -101,10 +111,9 @@ def network(count: int, *, ipv4: bool = True, ipv6: bool = True) -> Iterator[lis
         hosts = []
         for number in range(1, count + 1):
             name, port = namespace(f"{run}-{number}"), f"port{number}"
-            settings = [f"net.ipv6.conf.{each}.accept_dad=0" for each in ("all", "default")]
-            if not ipv6:
-                settings = [f"net.ipv6.conf.{each}.disable_ipv6=1" for each in ("all", "default")]
-            subprocess.run(["ip", "netns", "exec", name, "sysctl", "-qw", *settings], check=True, timeout=30)
+            setting = "0 > accept_dad" if ipv6 else "1 > disable_ipv6"
+            write = f"cd /proc/sys/net/ipv6/conf && for each in all default; do (cd $each && echo {setting}); done"
+            ip("netns", "exec", name, "sh", "-c", write)
             ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", switch)
             ip("-n", switch, "link", "set", port, "master", "br0", "up")
             if ipv4:

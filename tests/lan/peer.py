@@ -42,6 +42,8 @@ async def answer(core: Hypercore, swarm: Swarm, verb: str, *words: str) -> Any:
                 return [type(error).__name__, str(error)]
         case "connections":
             return len(swarm.connections())
+        case "addresses":
+            return list(swarm.addresses)
         case "remotes":
             return [each.remote_address for each in swarm.connections()]
         case "found":

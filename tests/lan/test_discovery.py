@@ -16,7 +16,7 @@ from hypercore.errors import AddressError, OptionError, TransportError
 from hypercore.plugins import open_transport
 from hypercore.transport import DiscoveryEvent, Listener, PeerFound, PeerLost
 from hypercore_lan import discovery as discovery_module
-from hypercore_lan.announcement import encode
+from hypercore_lan.announcement import encode, new_salt
 from hypercore_lan.discovery import LanDiscovery, LanOptions
 from hypercore_lan.responder import SERVICE_TYPE
 from tests.replication.links import eventually
@@ -109,7 +109,7 @@ async def stranger() -> AsyncIterator[Stranger]:
 
 
 def genuine(*topics: bytes) -> bytes:
-    return encode(secrets.token_bytes(8), secrets.token_bytes(32), topics)
+    return encode(new_salt(), secrets.token_bytes(32), topics)
 
 
 # ---- what it is for ----------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_a_peer_does_not_find_itself_even_when_its_words_are_repeated_by_somebod
         async with discovering() as reader, stranger() as parrot:
             reader.discovery.look_up(frozenset([topic]))
             reader.discovery.announce(frozenset([topic]))
-            await parrot.say(encode(secrets.token_bytes(8), reader.discovery._public_key, [topic]))
+            await parrot.say(encode(new_salt(), reader.discovery._public_key, [topic]))
             honest = await parrot.say(genuine(topic))
             await eventually(lambda: bool(reader.found))
             assert list(reader.found) == [honest.name]

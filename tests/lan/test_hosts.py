@@ -47,7 +47,7 @@ class Peer:
 
     async def until(self, answer: Any, *question: str) -> None:
         """Ask until the answer is this; the test's own time limit ends it otherwise."""
-        while await self.ask(*question) != answer:
+        while await self.ask(*question) != answer:  # noqa: ASYNC110 - it is another process
             await asyncio.sleep(0.05)
 
 
@@ -198,12 +198,12 @@ def test_several_programs_on_one_host_are_found_from_another_one(tmp_path: Path)
             async with peer(one, tmp_path / "w") as (server, key), peer(one, tmp_path / "x", key) as (same, _):
                 async with (
                     peer(other, tmp_path / "y", key) as (far, _),
-                    peer(other, tmp_path / "z", key) as (next_to, _),
+                    peer(other, tmp_path / "z", key) as (near, _),
                 ):
                     await server.ask("append", "hello")
-                    for each in (same, far, next_to):
+                    for each in (same, far, near):
                         await each.until("hello", "get", "0")
-                    for each in (server, same, far, next_to):
+                    for each in (server, same, far, near):
                         await each.until(3, "connections")
 
     run(scene())

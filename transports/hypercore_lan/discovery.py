@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -19,7 +18,7 @@ from typing import Any, Final
 from hypercore.errors import OptionError, TransportError
 from hypercore.transport import Discovery, DiscoveryEvent, HostsLost, Listener, PeerFound, PeerLost
 from hypercore.urls import parse_address
-from hypercore_lan.announcement import SALT_SIZE, Announcement, decode, encode
+from hypercore_lan.announcement import Announcement, decode, encode, new_salt
 from hypercore_lan.links import Link, dialable_addresses, read_links
 from hypercore_lan.responder import Responder, Sight
 
@@ -312,7 +311,7 @@ class LanDiscovery(Discovery):
             responder = Responder(links, port=self._port, on_seen=self._seen, on_gone=self._forget)
             await responder.open()
             # Whoever saw us elsewhere does not recognise us here by name or hashes.
-            self._responder, self._salt = responder, secrets.token_bytes(SALT_SIZE)
+            self._responder, self._salt = responder, new_salt()
             await self._announce()
             self._look()
 
