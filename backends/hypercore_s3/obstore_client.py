@@ -48,6 +48,8 @@ CLOCK_SECONDS: Final = 600.0
 _STATUS = re.compile(r"Server returned non-2xx status code: (\d{3})(.*)", re.DOTALL)
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+#: What the system said, such as "Connection refused".
+_CAUSE = re.compile(r'message: "([^"]+)"')
 #: A key that could not be deleted with the others.
 _DELETE_CODE = re.compile(r"DeleteObjects request failed for key .*\(code: (\w+)\)", re.DOTALL)
 _UNCLEAN_KEY = re.compile(r"(^|/)\.{0,2}(/|$)|[\x00-\x1f\x7f]")
@@ -315,10 +317,11 @@ def _meaning(error: Exception, asked: Asked) -> Exception:
         return refusal(asked, int(match[1]), code[1] if code else "", message[1] if message else "")
     if match := _DELETE_CODE.search(text):
         return refusal(asked, 403 if match[1] == "AccessDenied" else 400, match[1], text)
-    if "certificate" in detail:
+    if "InvalidCertificate" in detail:
         return StorageError(f"{asked.place}: {asked} failed: the certificate of the server is not trusted: {text}")
     if "HttpError" in detail or isinstance(error, OSError):
-        return TryAgainError(text)
+        cause = _CAUSE.search(detail)
+        return TryAgainError(f"{text} ({cause[1]})" if cause else text)
     return StorageError(f"{asked.place}: {asked} failed: {text}")
 
 

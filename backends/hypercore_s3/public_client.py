@@ -16,6 +16,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from hypercore.errors import AddressError, MissingDriverError, StorageError
 from hypercore.storage import check_range
+from hypercore.urls import hide_secrets
 from hypercore_s3.answers import (
     WHOLE_BYTES_MAX,
     Asked,
@@ -52,9 +53,12 @@ class PublicClient(RetryingClient):
         deadline_seconds: float = 60.0,
         most_connections: int = 16,
     ) -> None:
-        parts = urlsplit(base_url)
+        try:
+            parts = urlsplit(base_url)
+        except ValueError as error:
+            raise AddressError(f"{hide_secrets(base_url)!r} is no address") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise AddressError(f"a public bucket is an http or https address, not {base_url!r}")
+            raise AddressError(f"a public bucket is an http or https address, not {hide_secrets(base_url)!r}")
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise AddressError("the address of a public bucket has no user, password, query or fragment")
         super().__init__(
