@@ -146,6 +146,9 @@ class Fetcher:
             ask.held_at = now
         waiting = taken + self._held_back
         self._held_back = []
+        replicator = self._hub.replicator
+        upgrades = sum(ask.kind is AskKind.UPGRADE for ask, _ in taken)
+        replicator.storing_upgrades += upgrades
         try:
             while waiting:
                 count = len(waiting)
@@ -153,6 +156,9 @@ class Fetcher:
                 if len(waiting) == count:
                     break
         finally:
+            if upgrades:
+                replicator.storing_upgrades -= upgrades
+                replicator.is_stirred = True
             # When our storage failed too: what is not stored is asked for again.
             self._held_back = waiting
             self.release_hopeless()

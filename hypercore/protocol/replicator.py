@@ -46,6 +46,8 @@ class Replicator:
         #: Who was asked for an upgrade, or is being followed to a fork, and since when. One does, unless it is slow.
         self._upgrading: dict[RemotePeer, float] = {}
         self._forking: dict[RemotePeer, float] = {}
+        #: Answers to such requests that are on their way into the storage, which may be far away.
+        self.storing_upgrades = 0
         #: Something became free to be asked of any peer; whoever wakes the peers takes this back.
         self.is_stirred = False
         #: Called when a peer is given up, with the reason.
@@ -345,7 +347,9 @@ class Replicator:
             if wants_manifest and peer.length == 0 and not peer.asks:
                 asks.append(self._ask(peer, AskKind.MANIFEST, ProofRequest(local.fork, manifest=True), now))
             return
-        if not peer.can_upgrade or peer.acked_length != local.length or not _may_begin(peer, self._upgrading, now):
+        if self.storing_upgrades or not peer.can_upgrade or peer.acked_length != local.length:
+            return
+        if not _may_begin(peer, self._upgrading, now):
             return
         upgrade = UpgradeRequest(local.length, peer.length - local.length)
         block = None
