@@ -34,10 +34,12 @@ from hypercore.storage import Storage
 from hypercore.swarm import Swarm
 from hypercore.urls import hide_secrets
 
-#: How often one that stands by looks what the writer has written since. A look costs a bucket a request or two.
+#: How often one that stands by looks what the writer has written since, and how often it asks for the lease.
 REFRESH_SECONDS: Final = 2.0
-#: Looks between two attempts to become the writer.
-TAKE_OVER_REFRESHES: Final = 3
+TAKE_OVER_SECONDS: Final = 5.0
+#: Where requests cost money (a look at a bucket is 2, to ask for the lease up to 10) a standby asks for the lease so
+#: many times more seldom, and looks that much more seldom while nothing new comes.
+DISTANT_TIMES: Final = 4.0
 #: Wait before a storage that failed is tried again: the first time, and at most. Doubled each time, with jitter.
 FIRST_RETRY_SECONDS: Final = 1.0
 LAST_RETRY_SECONDS: Final = 60.0
@@ -82,6 +84,7 @@ class Keeper:
         self.error: str | None = None
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._retried_at = 0.0
+        self._refresh_seconds = REFRESH_SECONDS
         self._download: Download | None = None
         self._failure: HypercoreError | None = None
         self._has_failed = asyncio.Event()
@@ -237,32 +240,48 @@ class Keeper:
 
         `error` is why this one could not write, other than that somebody does.
         """
-        for _ in range(TAKE_OVER_REFRESHES):
+        now = asyncio.get_running_loop().time
+        ends = now() + TAKE_OVER_SECONDS * self._patience
+        while True:
             try:
-                await self._refresh()
+                is_new = await self._refresh()
             except StorageMissingError:
                 await self._drop_core()  # The writer has not written yet.
+                is_new = False
                 self._become("standby", error)
             except HypercoreError as problem:
                 await self._drop_core()
+                is_new = False
                 self._become("standby", problem)
             else:
                 self._become("standby", error)
                 if self._has_failed.is_set() and self.core is not None:
                     self._has_failed.clear()
                     self._rejoin(self.core)
-            await asyncio.sleep(REFRESH_SECONDS * random.uniform(0.75, 1.25))
+            grown = 1.0 if is_new else min(1.5 * self._refresh_seconds / REFRESH_SECONDS, self._patience)
+            self._refresh_seconds = grown * REFRESH_SECONDS
+            if now() + self._refresh_seconds >= ends:
+                await asyncio.sleep(max(0.0, ends - now()) * random.uniform(0.75, 1.25))
+                return
+            await asyncio.sleep(self._refresh_seconds * random.uniform(0.75, 1.25))
 
-    async def _refresh(self) -> None:
+    @property
+    def _patience(self) -> float:
+        """By how much more seldom a place is asked whose requests cost money."""
+        return DISTANT_TIMES if self.core is not None and self.core.hub.log.storage.distant else 1.0
+
+    async def _refresh(self) -> bool:
+        """Take in what is new, and say whether anything was."""
         core = self.core
         if core is not None and self.role == "standby":
             if not await core.refresh():
-                return
+                return False
         else:
             async with self._opening:
                 core = await self._open(open_storage(self._plan.place(self.key)), read_only=True)
             await self._replace_core(core, client=False)
         await self._tally.count()
+        return True
 
     # ---- writing ----
 

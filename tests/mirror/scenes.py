@@ -25,6 +25,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hypercore.swarm.FIRST_RETRY_SECONDS", 0.001)
     monkeypatch.setattr("hypercore.swarm.LAST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(keeper, "REFRESH_SECONDS", 0.005)
+    monkeypatch.setattr(keeper, "TAKE_OVER_SECONDS", 0.01)
     monkeypatch.setattr(keeper, "FIRST_RETRY_SECONDS", 0.001)
     monkeypatch.setattr(keeper, "LAST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(mirror, "LOOK_SECONDS", 0.005)

@@ -523,3 +523,19 @@ def test_a_mirror_that_is_closed_says_so_and_closes_twice() -> None:
                 await mirror.start()
 
     run(scene())
+
+
+def test_what_is_appended_is_fetched_once_however_slow_the_storage_and_many_the_sources() -> None:
+    async def scene() -> None:
+        storage = LatencyStorage(open_storage("memory:"), seconds=0.01)
+        async with source_of(5) as source, mirror_of(source, "memory:") as other:
+            addresses = [source.address, *other.addresses]
+            async with Mirror(lambda _key: storage, [source.core.key], sources=addresses) as mirror:
+                await mirror.synced()
+                for index in range(5, 25):
+                    await source.core.append(block(index))
+                    await eventually(lambda: mirror.status().have == other.status().have == source.core.length)
+                # Two copies of 25 blocks.
+                assert source.blocks_sent + other.status().cores[0].blocks_sent == 50
+
+    run(scene())

@@ -131,7 +131,7 @@ def test_a_paused_writer_is_replaced_and_stands_by_when_it_wakes(place: str) -> 
                     first, lambda value: value["have"] == 21 and value["cores"][0]["role"] == "standby"
                 )
                 assert value["problems"] == []
-            await report(first, lambda value: value["cores"][0]["role"] == "writer")
+                assert second.status().cores[0].role == "writer"
             assert (await first.done(signal.SIGTERM)).code == 0
 
     run(scene())
