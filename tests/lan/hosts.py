@@ -79,11 +79,6 @@ class Host:
         self.ip("address", "add", f"{address}/24", "dev", "eth0")
         self.address = address
 
-    def disturb(self, *how: str) -> None:
-        """Loss and delay on all that it sends, in the words of netem."""
-        command = ("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", "netem", *how)
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
-
 
 def _remove(namespace: str) -> None:
     """With every process that is still on the host."""
