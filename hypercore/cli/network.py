@@ -206,8 +206,6 @@ async def _replicated(options: argparse.Namespace, job: _Job) -> AsyncIterator[t
             swarm.join(core)
             await _meet(core, swarm, options, job)
             job.core = core
-            with contextlib.suppress(WaitTimeoutError):
-                await core.update(timeout=options.timeout)
             yield core, swarm
 
 
@@ -220,7 +218,10 @@ async def _holds_core(address: str) -> bool:
 
 
 async def _meet(core: Hypercore, swarm: Swarm, options: argparse.Namespace, progress: Progress) -> None:
-    """Wait for a peer that has the core. Raises `CommandError` if nobody comes."""
+    """Wait for a peer that has the core, and for the length that it can prove.
+
+    Raises `CommandError` if nobody comes, or nobody can prove what he says that he has.
+    """
     ends = time.monotonic() + options.timeout
     addresses = [address_for(address, core.key, core.discovery_key) for address in options.peers]
     with _News(core) as news:
@@ -232,6 +233,23 @@ async def _meet(core: Hypercore, swarm: Swarm, options: argparse.Namespace, prog
                 raise CommandError(f"nobody delivers core {core.key.hex()}: {reasons}")
             progress.say(f"waiting for a peer: {reasons}")
             await news.wait(TICK_SECONDS)
+    try:
+        await core.update(timeout=options.timeout)
+        _check_proven(core, is_over=False)
+    except WaitTimeoutError:
+        _check_proven(core, is_over=True)
+
+
+def _check_proven(core: Hypercore, *, is_over: bool) -> None:
+    """Refuse to go on with less than all peers claim, once they had their time or can say no more."""
+    claims = [
+        f"{peer.remote_address} has {count_of(peer.remote_length, 'block')} and proves {core.length:,}"
+        for peer in core.peers
+        if (peer.remote_fork, peer.remote_length) > (core.fork, core.length)
+        and (is_over or peer.remote.paused or not peer.remote.can_upgrade)
+    ]
+    if claims and len(claims) == len(core.peers):
+        raise CommandError(f"nobody delivers core {core.key.hex()}: {'; '.join(claims)}")
 
 
 def _reasons(swarm: Swarm, addresses: Sequence[str]) -> str:

@@ -42,6 +42,10 @@ _BITFIELD_READ_SIZE: Final = 256 * PAGE_SIZE
 #: User data and a manifest of thousands of signers are far below this.
 MAX_EXTERNAL_HEADER_SIZE: Final = 64 * 1024 * 1024
 
+#: Without the manifest nobody can tell who signed a length. An honest one is below this, and what is read to open a
+#: log grows with it.
+MAX_UNSIGNED_LENGTH: Final = 1 << 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
@@ -161,6 +165,8 @@ async def load(
         raise CorruptError(f"the header contradicts itself: {error}", file=OPLOG) from error
 
     replayed = oplog.replay(header, image.entries, image.entry_offsets)
+    if authority.manifest is None and replayed.length > MAX_UNSIGNED_LENGTH:
+        raise CorruptError(f"file {OPLOG} claims {replayed.length} blocks that nobody signed", file=OPLOG)
     crown = None
     if storage.distant:
         crown = Crown(storage, inspection.sizes.get(CROWN, 0))

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from hypercore import Hypercore, Swarm
+from hypercore.plugins import open_storage
 from tests.processes import HYPERCORE, HYPERCORE_WITHOUT_UVLOOP, Program, folder_bytes, hypercore, new_log, running
+from tests.replication.test_storage_peers import forge
 from tests.running import run
 
 LINES = [f"line {index}" for index in range(100)]
@@ -435,6 +437,18 @@ def test_a_storage_that_is_no_peer_is_told_at_once_and_nothing_is_made(command: 
         assert said in done.errors
         assert done.errors.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "log"]
+
+
+def test_a_peer_that_cannot_prove_what_it_has_is_no_empty_log(tmp_path: Path) -> None:
+    async def make() -> None:
+        async with open_storage(tmp_path / "forged") as storage:
+            await forge(storage, bytes.fromhex("ab" * 32), 1000)
+
+    run(make())
+    done = hypercore("clone", "ab" * 32, tmp_path / "clone", "--from", tmp_path / "forged")
+    assert (done.code, done.output) == (1, b"")
+    assert f"{tmp_path / 'forged'} has 1,000 blocks and proves 0" in done.errors
+    assert not (tmp_path / "clone").exists()
 
 
 @pytest.mark.parametrize(

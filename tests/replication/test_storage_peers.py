@@ -23,8 +23,15 @@ from hypercore.errors import (
     StorageMissingError,
     UnknownSchemeError,
 )
+from hypercore.log import flat_tree
 from hypercore.log.engine import Log
+from hypercore.log.entry import BitRange, Entry, TreeUpgrade, encode_entry
+from hypercore.log.frames import frame
+from hypercore.log.header import Header
+from hypercore.log.oplog import ENTRIES_OFFSET, SlotState
+from hypercore.log.state import header_writes
 from hypercore.plugins import open_storage
+from hypercore.proofs import Node
 from hypercore.storage import RandomAccess, Storage
 from hypercore.swarm import Swarm
 from hypercore.testing import FaultyStorage, LatencyStorage
@@ -470,6 +477,50 @@ def test_the_reader_is_told_what_is_damaged_and_where(place: str) -> None:
                     (warning,) = (await reader.info()).warnings
                     assert other in warning
                     assert "block 0 is damaged" in warning
+
+    run(main())
+
+
+async def forge(storage: Storage, key: bytes, length: int) -> None:
+    """A log that nobody signed: every byte of it is as its format says, and its writer never saw it."""
+    writes, _ = header_writes(Header(key=key), SlotState(), None, sync=False)
+    await storage.commit(writes)
+    nodes = [Node(index, 1000, bytes([7]) * 32) for index in flat_tree.full_roots(length)]
+    if all(node.index != 2 * length - 2 for node in nodes):
+        nodes.append(Node(2 * length - 2, 1, bytes([9]) * 32))
+    entry = Entry(
+        nodes=nodes, upgrade=TreeUpgrade(0, 0, length, bytes(64)), bits=BitRange(False, start=length - 1, length=1)
+    )
+    log = await storage.open("oplog", create=True)
+    await log.write(ENTRIES_OFFSET, frame(encode_entry(entry), bit=SlotState().written().active))
+    bits = await storage.open("bitfield", create=True)
+    await bits.write(0, b"\xff" * 4096)
+    await bits.write(2**30, b"\xff" * 4096)
+
+
+@pytest.mark.parametrize("length", [1, 7, 100_000, 2**32])
+def test_a_forged_log_proves_nothing(length: int, place: str) -> None:
+    async def main() -> None:
+        async with open_storage(place) as storage, Hypercore("memory:", "ab" * 32) as reader:
+            await forge(storage, reader.key, length)
+            async with Swarm(peers=[place]) as swarm:
+                swarm.join(reader)
+                assert not await reader.update()
+                assert [peer.remote_length for peer in reader.peers] == [length]
+                assert reader.length == 0
+                assert all(peer.remote.paused for peer in reader.peers)
+
+    run(main())
+
+
+def test_a_forged_log_of_endless_length_is_not_even_opened(place: str) -> None:
+    async def main() -> None:
+        async with open_storage(place) as storage, Hypercore("memory:", "ab" * 32) as reader:
+            await forge(storage, reader.key, 2**52)
+            async with Swarm(peers=[place]) as swarm:
+                swarm.join(reader)
+                assert not await reader.update()
+                assert "that nobody signed" in str(swarm.dial_errors[place])
 
     run(main())
 
