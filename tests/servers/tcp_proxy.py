@@ -27,7 +27,7 @@ class TcpProxy:
         self.requests = 0
         self.connections = 0
         self._cut_at: int | None = None
-        self._answered = False
+        self._answered = self._lasting = False
         self._held: asyncio.Event | None = None
         self._arrived = asyncio.Event()
         self._connection = asyncio.Event()
@@ -35,11 +35,22 @@ class TcpProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
-    def cut(self, *, at: int, answered: bool) -> None:
+    def cut(self, *, at: int, answered: bool, lasting: bool = False) -> None:
         """Cut the connection at the `at`-th request from now, counted from 1: before the server hears of it, or after
-        it has answered. It does this once."""
+        it has answered. Once, or with `lasting` nobody gets through any more until `mend`."""
         self._cut_at = self.requests + at
         self._answered = answered
+        self._lasting = lasting
+
+    @property
+    def broken(self) -> bool:
+        """A lasting cut has begun."""
+        return self._refusing
+
+    def mend(self) -> None:
+        """Let everybody through again; a cut that was still to come does not."""
+        self._refusing = False
+        self._cut_at = None
 
     def hold(self) -> None:
         """From now on requests wait, also when their client has gone."""
@@ -103,6 +114,7 @@ class TcpProxy:
             while data := await reader.read(_PIECE_BYTES):
                 self.requests += 1
                 if self.requests == self._cut_at:
+                    self._refusing = self._lasting
                     if not self._answered:
                         return
                     lost.set()
@@ -121,7 +133,8 @@ class TcpProxy:
             self._writers.discard(writer)
             if back is not None:
                 back.cancel()
-                await asyncio.gather(back, return_exceptions=True)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([back])
             for end in filter(None, (writer, upstream)):
                 end.transport.abort() if end is writer else end.close()
                 with contextlib.suppress(ConnectionError, asyncio.CancelledError):
