@@ -3,15 +3,17 @@
 It must not know what the objects mean. boto3 is imported by the first call, in a thread, because that takes half a
 second. Its own retries are off: they would hide requests from the counts and answers that were lost.
 
-A body is protected on its way by the signature, which covers its SHA-256, and where it lies by the checksums that
-the backend writes into it. So the CRC that boto3 would add is left out where S3 does not demand it: it protects
-nothing more, and some servers refuse it.
+Each body goes with its Content-MD5. Where it lies, the checksums that the backend writes into it protect it; but a
+client that is killed between the head of a request and its body leaves an empty object on SeaweedFS, unless the head
+says what the body is. Every server knows this header; the CRC that boto3 would add is left out, because some refuse it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -139,7 +141,9 @@ class BotoClient(RetryingClient):
 
         def work(client: Any, wanted: Wanted) -> str:
             body = b"".join(pieces) if size <= JOINED_BYTES_MAX else Pieces(pieces)
-            answer = client.put_object(Bucket=self._bucket, Key=key, Body=body, **condition)
+            answer = client.put_object(
+                Bucket=self._bucket, Key=key, Body=body, ContentMD5=content_md5(pieces), **condition
+            )
             return str(answer.get("ETag", ""))
 
         return await self._ask(Asked("put", key, self.place), size, work)
@@ -275,3 +279,11 @@ def _found(answer: Any, data: bytes, object_size: int) -> Found:
         size=object_size,
         age_seconds=age_seconds(answer["ResponseMetadata"]["HTTPHeaders"].get("date"), answer.get("LastModified")),
     )
+
+
+def content_md5(pieces: Sequence[bytes]) -> str:
+    """The header that lets a server notice a body that is not whole."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in pieces:
+        digest.update(piece)
+    return b64encode(digest.digest()).decode()

@@ -256,6 +256,8 @@ class ObstoreClient(RetryingClient):
             endpoint=endpoint_url,
             region=region,
             virtual_hosted_style_request=not path_style,
+            # As Content-MD5 in the other client: a body that was cut off on its way must not become an object.
+            checksum_algorithm="SHA256",
             client_options={
                 "allow_http": True,
                 "connect_timeout": timedelta(seconds=self._timeout_seconds),

@@ -1,0 +1,24 @@
+"""`python -m tests.servers`: a Redis and an S3 server to try things with, until Ctrl-C; what they held is gone then."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+from tests.servers import redis, s3
+
+
+def main() -> None:
+    with redis.RedisServer("redis", {"appendonly": "yes", "appendfsync": "always"}) as server:
+        bucket = s3.seaweedfs()
+        print(f"redis   {server.address()}")
+        print(f"s3      s3://{bucket.bucket} at {bucket.endpoint_url}; in the shell that uses it:")
+        print(f"\nexport AWS_ENDPOINT_URL={bucket.endpoint_url} AWS_DEFAULT_REGION=us-east-1")
+        print(f"export AWS_ACCESS_KEY_ID={bucket.admin.access_key} AWS_SECRET_ACCESS_KEY={bucket.admin.secret_key}")
+        print("\nCtrl-C ends both.", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()
