@@ -7,7 +7,8 @@ the peer takes them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain, islice
 from typing import Final
 
 from hypercore.errors import (
@@ -28,8 +29,8 @@ REASON_INVALID_REQUEST: Final = 2
 MOST_WAITING_REQUESTS: Final = 1024
 #: `want` regions of one peer that wait for an answer; further ones are dropped, the peer asks again when it needs to.
 MOST_WAITING_WANTS: Final = 64
-#: Where every read is a round trip, so many answers are made at once, as far as their blocks are likely to fit into so
-#: many bytes: 64 KiB blocks at 30 ms a trip come at 130 MB/s.
+#: Where every read is a round trip, so many answers are made at once, as far as their blocks fit into so many bytes:
+#: 64 KiB blocks at 30 ms a trip come at 130 MB/s.
 MOST_ANSWERS_AT_ONCE: Final = 64
 ANSWER_BYTES_AT_ONCE: Final = 8 * 1024 * 1024
 #: Requests that cannot be answered by anyone (out of bounds) before the peer loses its connection.
@@ -89,26 +90,39 @@ class Server:
             del self._wants[want]
             self._answer_want(*want)
         elif self._log.storage.distant:
-            requests = [self._next_request() for _ in range(self._count_at_once())]
-            proofs = await asyncio.gather(*map(self._prove, requests), return_exceptions=True)
-            for request, answer in zip(requests, proofs, strict=True):
-                if isinstance(answer, BaseException):
-                    raise answer
-                self._deliver(request, answer)
+            await self._answer_together()
         else:
-            request = self._next_request()
+            request = next(iter((self._urgent or self._normal).values()))
+            self._begin(request)
             self._deliver(request, await self._prove(request))
 
-    def _next_request(self) -> messages.Request:
-        queue = self._urgent or self._normal
-        request = queue.pop(next(iter(queue)))
-        self._answering[request.id] = request
-        return request
+    async def _answer_together(self) -> None:
+        waiting = list(islice(chain(self._urgent.values(), self._normal.values()), MOST_ANSWERS_AT_ONCE))
+        count = await self._count_that_fits(waiting)
+        # Some may have been cancelled meanwhile.
+        requests = [request for request in waiting[:count] if self._begin(request)]
+        answers = await asyncio.gather(*map(self._prove, requests), return_exceptions=True)
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            self._deliver(request, answer)
 
-    def _count_at_once(self) -> int:
-        average = self._log.byte_length // (self._log.length or 1)
-        most = min(MOST_ANSWERS_AT_ONCE, max(1, ANSWER_BYTES_AT_ONCE // (average or 1)))
-        return min(most, len(self._urgent) + len(self._normal))
+    async def _count_that_fits(self, requests: Sequence[messages.Request]) -> int:
+        """How many of the requests to answer at once, at least one. The leaves are needed for the answers anyway."""
+        blocks = [request.proof.block for request in requests]
+        leaves = [2 * block.index if block is not None and block.index < self._log.length else 0 for block in blocks]
+        nodes = await self._log.nodes(leaves) if self._log.length else []
+        sizes = accumulate(0 if node is None else node.size for node in nodes)
+        return max(1, sum(size <= ANSWER_BYTES_AT_ONCE for size in sizes))
+
+    def _begin(self, request: messages.Request) -> bool:
+        """Take a request out of its queue; whether it still was in it."""
+        queue = self._urgent if self._urgent.get(request.id) is request else self._normal
+        if queue.get(request.id) is not request:
+            return False
+        del queue[request.id]
+        self._answering[request.id] = request
+        return True
 
     def _deliver(self, request: messages.Request, answer: tuple[messages.Message, ...]) -> None:
         if self._answering.get(request.id) is not request:

@@ -46,6 +46,10 @@ SEED = 7
             Address(scheme="redis", host="host", username="me", password="p@ss"),
         ),
         ("redis://:secret@host", Address(scheme="redis", host="host", username="", password="secret")),
+        (
+            "https://host:8443/bucket/a%20b/c%2Bd/?x=y",
+            Address(scheme="https", host="host", port=8443, path="bucket/a b/c+d/", query=(("x", "y"),)),
+        ),
         ("s3://bucket/a/b", Address(scheme="s3", host="bucket", path="a/b")),
         ("s3://bucket?region=", Address(scheme="s3", host="bucket", query=(("region", ""),))),
         ("x-y+z.1:rest", Address(scheme="x-y+z.1", path="rest")),
