@@ -16,7 +16,7 @@ import contextlib
 import signal
 import sys
 
-from hypercore import Mirror
+from hypercore import HypercoreError, Mirror
 
 
 async def main(
@@ -38,5 +38,8 @@ async def main(
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit("usage: python examples/cloud_mirror.py KEY STORAGE [SOURCE] [LISTEN]")
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(main(*sys.argv[1:]))
+    try:
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+            asyncio.run(main(*sys.argv[1:]))
+    except HypercoreError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -24,8 +24,9 @@ def example(name: str, *arguments: str | Path) -> list[str]:
 
 def test_every_example_is_tested() -> None:
     tested = {"writer.py", "reader.py", "step_1.py", "step_2.py", "step_3.py", "demo.py"}
+    tested_on_servers = {"backends.py", "cloud_mirror.py"}  # In test_cloud.
     tested_on_hosts = {"lan_writer.py", "lan_reader.py"}  # In tests/lan.
-    assert {path.name for path in EXAMPLES.glob("*.py")} == tested | tested_on_hosts
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested | tested_on_servers | tested_on_hosts
 
 
 def test_step_1_makes_a_log_that_grows_with_every_run(tmp_path: Path) -> None:
