@@ -35,7 +35,7 @@ RETRIED_CODES: Final = frozenset(
 )
 
 _ACTIONS: Final = {"get": "s3:GetObject", "put": "s3:PutObject", "delete": "s3:DeleteObject", "list": "s3:ListBucket"}
-#: 403 with one of these is about who asks, not about what is asked.
+#: An answer with one of these is about who asks, not about what is asked.
 _IDENTITY_CODES: Final = frozenset(
     ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
 )
@@ -79,12 +79,12 @@ def refusal(asked: Asked, status: int, code: str = "", message: str = "") -> Exc
         return ConditionFailedError(f"{where}: its condition does not hold ({said})")
     if status == 404:
         return ObjectMissingError(f"{where}: there is no such object ({said})")
+    if code in _IDENTITY_CODES:
+        return AccessDeniedError(
+            f"{where}: the server does not accept these credentials or this machine's clock ({said})",
+            action=asked.action,
+        )
     if status in (401, 403):
-        if code in _IDENTITY_CODES:
-            return AccessDeniedError(
-                f"{where}: the server does not accept these credentials or this machine's clock ({said})",
-                action=asked.action,
-            )
         hidden = asked.verb == "get"
         return AccessDeniedError(
             f"{where} was denied ({said}); it needs the permission {asked.action}"

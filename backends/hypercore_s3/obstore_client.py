@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import http.client
 import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -92,7 +94,7 @@ class ObstoreClient(RetryingClient):
         self._making = asyncio.Lock()
         self._store: S3Store | None = None
         #: When it was read, by our clock, and how far the server's clock is ahead of that, in seconds.
-        self._clock: tuple[float, float] | None = None
+        self._clock: tuple[float, float | None] | None = None
         self._date_url = ""
 
     async def get(self, key: str, *, offset: int = 0, size: int | None = None) -> Found:
@@ -196,7 +198,8 @@ class ObstoreClient(RetryingClient):
         return await self._attempt(asked, size, carried_out)
 
     async def _found(self, meta: ObjectMeta, data: bytes) -> Found:
-        age = max(0.0, await self._server_seconds() - meta["last_modified"].timestamp())
+        now = await self._server_seconds()
+        age = 0.0 if now is None else max(0.0, now - meta["last_modified"].timestamp())
         return Found(data=data, etag=meta["e_tag"] or "", size=meta["size"], age_seconds=age)
 
     async def _connect(self, asked: Asked) -> None:
@@ -269,17 +272,23 @@ class ObstoreClient(RetryingClient):
             credential_provider=provider,
         )
 
-    async def _server_seconds(self) -> float:
-        """What the server's clock says, in seconds since 1970.
+    async def _server_seconds(self) -> float | None:
+        """What the server's clock says, in seconds since 1970; None when it does not say.
 
         obstore does not show the Date of an answer, so a request that needs no permission asks for it now and then.
         """
-        now = _boot_seconds()
-        if self._clock is None or now - self._clock[0] > CLOCK_SECONDS:
-            date = await self._threads.run(lambda wanted: _date_of(self._date_url, self._timeout_seconds))
-            now = _boot_seconds()
-            self._clock = now, date - now
-        return now + self._clock[1]
+        if not self._clock_is_fresh():
+            async with self._making:
+                if not self._clock_is_fresh():
+                    date = await self._threads.run(lambda wanted: _date_of(self._date_url, self._timeout_seconds))
+                    read_at = _boot_seconds()
+                    self._clock = read_at, None if date is None else date - read_at
+        assert self._clock is not None
+        ahead = self._clock[1]
+        return None if ahead is None else _boot_seconds() + ahead
+
+    def _clock_is_fresh(self) -> bool:
+        return self._clock is not None and _boot_seconds() - self._clock[0] < CLOCK_SECONDS
 
     async def _release(self) -> None:
         await self._threads.aclose()
@@ -299,9 +308,9 @@ def _clean(key: str) -> str:
 
 
 def _before(prefix: str) -> str:
-    """A key that sorts before all that begin with `prefix`, and after nearly all that sort before them."""
+    """A key that sorts before all that begin with `prefix`, and if possible after all that sort before them."""
     last = prefix[-1:]
-    return prefix[:-1] + chr(ord(last) - 1) + "\U0010ffff" if last not in ("", "/") else ""
+    return prefix[:-1] + chr(ord(last) - 1) + "\U0010ffff" if "!" <= last <= "~" and last != "/" else ""
 
 
 def _status(error: Exception) -> int:
@@ -364,8 +373,8 @@ def _boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def _date_of(url: str, timeout_seconds: float) -> float:
-    """The Date of any answer of a server. Raises `TryAgainError`."""
+def _date_of(url: str, timeout_seconds: float) -> float | None:
+    """The Date of any answer of a server, in seconds since 1970. Raises `TryAgainError`."""
     request = urllib.request.Request(url, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
@@ -373,9 +382,8 @@ def _date_of(url: str, timeout_seconds: float) -> float:
     except urllib.error.HTTPError as error:
         date = error.headers["Date"]
         error.close()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise TryAgainError(f"the server's clock cannot be read: {error}") from error
-    try:
+    with suppress(TypeError, ValueError):
         return parsedate_to_datetime(date).timestamp()
-    except (TypeError, ValueError) as error:
-        raise StorageError(f"{url} answers without a Date, so that nobody can tell how old an object is") from error
+    return None

@@ -24,6 +24,8 @@ SLOWEST_BYTES_PER_SECOND: Final = 256 << 10
 #: of clients that were told to slow down must not come back together.
 FIRST_PAUSE_SECONDS: Final = 0.1
 LONGEST_PAUSE_SECONDS: Final = 10.0
+#: Loading a driver and asking for credentials may take so long, whatever the deadline of a request is.
+CONNECT_SECONDS: Final = 30.0
 
 
 class RetryingClient(ObjectClient):
@@ -58,8 +60,7 @@ class RetryingClient(ObjectClient):
                         async with self._turns:
                             began = began or loop.time()
                             if not self._connected:
-                                # Loading a driver may take longer than one of its requests.
-                                scope.reschedule(began + self._deadline_seconds)
+                                scope.reschedule(began + max(self._deadline_seconds, CONNECT_SECONDS))
                                 await self._connect(asked)
                                 self._connected = True
                                 began = loop.time()
@@ -78,7 +79,7 @@ class RetryingClient(ObjectClient):
             passed = loop.time() - (began or loop.time())
             if passed + pause >= self._deadline_seconds:
                 raise StorageError(
-                    f"{self.place}: {asked} failed {tries} times in {passed:.1f} s, the last time: {reason}"
+                    f"{self.place}: {asked} failed, after {tries} tries in {passed:.1f} s: {reason}"
                 ) from cause
             await self._pause(pause)
 
