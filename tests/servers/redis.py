@@ -64,13 +64,11 @@ class RedisServer:
         settings: Mapping[str, str] = NOTHING,
         *,
         password: str | None = None,
-        tls: Mapping[str, Path] | None = None,
         mode: Sequence[str] = (),
     ) -> None:
         self.kind = kind
         self.settings = dict(settings)
         self.password = password
-        self.tls = tls
         self.mode = mode
         self.folder = Path(tempfile.mkdtemp(prefix=f"{kind}-"))
         self.port = free_port()
@@ -82,14 +80,12 @@ class RedisServer:
 
     def start(self, *, wait: bool = True) -> RedisServer:
         """Start it, or start it again on what it has left in its folder."""
-        port = {"port": "0", "tls-port": str(self.port)} if self.tls else {"port": str(self.port)}
         settings = {
             "bind": "127.0.0.1",
             "unixsocket": str(self.socket_path),
             "dir": str(self.folder),
             "enable-debug-command": "yes",
-            **port,
-            **{f"tls-{name}": str(path) for name, path in (self.tls or {}).items()},
+            "port": str(self.port),
             **self.settings,
         }
         if self.password is not None:
@@ -160,8 +156,6 @@ class RedisServer:
 
     def client(self, **options: Any) -> redis.Redis:
         """A plain client of the driver, for looking behind the storage's back."""
-        if self.tls:
-            options = {"ssl": True, "ssl_ca_certs": str(self.tls["ca-cert-file"]), **options}
         return redis.Redis(host="127.0.0.1", port=self.port, password=self.password, **options)
 
     def ask(self, *command: str | bytes | int) -> Any:
@@ -170,12 +164,12 @@ class RedisServer:
 
     def address(self, *, unix: bool = False, database: int = 0, **options: object) -> str:
         """Where a storage finds it."""
-        login = "" if self.password is None else f":{quote(self.password)}@"
+        login = "" if self.password is None else f":{quote(self.password, safe='')}@"
         if unix:
             options = {"db": database, **options}
             place = f"redis://{login}{self.socket_path}"
         else:
-            place = f"{'rediss' if self.tls else 'redis'}://{login}127.0.0.1:{self.port}/{database}"
+            place = f"redis://{login}127.0.0.1:{self.port}/{database}"
         query = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in options.items())
         return f"{place}?{query}" if query else place
 
@@ -221,3 +215,95 @@ def until(holds: Callable[[], bool]) -> None:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+
+
+class RedisCluster:
+    """A cluster of primaries, each with an equal share of the slots, and as many replicas each as wanted."""
+
+    def __init__(
+        self, kind: Kind, *, primaries: int = 3, replicas: int = 0, settings: Mapping[str, str] = NOTHING
+    ) -> None:
+        self.primaries = [self._node(kind, settings) for _ in range(primaries)]
+        self.replicas = [self._node(kind, settings) for _ in range(primaries * replicas)]
+
+    @staticmethod
+    def _node(kind: Kind, settings: Mapping[str, str]) -> RedisServer:
+        cluster = {
+            "cluster-enabled": "yes",
+            "cluster-port": str(free_port()),
+            "cluster-node-timeout": "1000",
+            "repl-diskless-sync-delay": "0",
+        }
+        return RedisServer(kind, {**settings, **cluster})
+
+    @property
+    def nodes(self) -> list[RedisServer]:
+        return [*self.primaries, *self.replicas]
+
+    def __enter__(self) -> RedisCluster:
+        for node in self.nodes:
+            node.start()
+        first = self.primaries[0]
+        for number, node in enumerate(self.primaries):
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            begin, end = (16384 * share // len(self.primaries) for share in (number, number + 1))
+            node.ask("CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
+        for node in self.nodes[1:]:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", first.port, int(first.settings["cluster-port"]))
+        until(lambda: all(len(known_nodes(node)) == len(self.nodes) for node in self.nodes))
+        for number, node in enumerate(self.replicas):
+            node.ask("CLUSTER", "REPLICATE", node_id(self.primaries[number % len(self.primaries)]))
+        until(lambda: all(_is_whole(node) for node in self.nodes))
+        until(lambda: all(_replicas_listed(node) == len(self.replicas) for node in self.nodes))
+        until(lambda: all(node.client().info("replication")["master_link_status"] == "up" for node in self.replicas))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for node in self.nodes:
+            node.close()
+
+    def owner(self, key: str) -> RedisServer:
+        """The primary that has the key's slot, by its own word."""
+        slot = int(self.primaries[0].ask("CLUSTER", "KEYSLOT", key))
+        return self.primaries[min(slot * len(self.primaries) // 16384, len(self.primaries) - 1)]
+
+    def address(self, **options: Any) -> str:
+        return self.primaries[0].address(cluster="true", **options)
+
+
+def node_id(node: RedisServer) -> str:
+    found: bytes = node.ask("CLUSTER", "MYID")
+    return found.decode() if isinstance(found, bytes) else found
+
+
+def known_nodes(node: RedisServer) -> Mapping[str, Mapping[str, Any]]:
+    with node.client() as client:
+        found: Mapping[str, Mapping[str, Any]] = client.execute_command("CLUSTER NODES")
+        return found
+
+
+def _replicas_listed(node: RedisServer) -> int:
+    return sum("slave" in known["flags"] for known in known_nodes(node).values())
+
+
+def _is_whole(node: RedisServer) -> bool:
+    with node.client() as client:
+        state: bool = client.execute_command("CLUSTER INFO")["cluster_state"] == "ok"
+        return state
+
+
+@contextlib.contextmanager
+def sentinel_of(primary: RedisServer, service: str) -> Iterator[RedisServer]:
+    """A Sentinel that watches the primary, and alone decides on its successor."""
+    sentinel = RedisServer(primary.kind, {}, mode=("--sentinel",))
+    config = sentinel.folder / "server.conf"
+    config.write_text(
+        f"bind 127.0.0.1\nport {sentinel.port}\ndir {sentinel.folder}\n"
+        f"sentinel monitor {service} 127.0.0.1 {primary.port} 1\n"
+        f"sentinel down-after-milliseconds {service} 300\n"
+        f"sentinel failover-timeout {service} 3000\n"
+    )
+    try:
+        yield sentinel.start()
+    finally:
+        sentinel.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from types import TracebackType
 from typing import Self
 
@@ -18,10 +19,11 @@ _PIECE_BYTES = 1 << 20
 
 
 class TcpProxy:
-    """See the module. It runs in the loop of the test."""
+    """See the module. It runs in the loop of the test, and speaks TLS on its side if `tls` is given."""
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self, upstream_port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self.upstream_port = upstream_port
+        self._tls = tls
         self.port = 0
         #: Requests so far, over all connections.
         self.requests = 0
@@ -82,7 +84,7 @@ class TcpProxy:
             writer.transport.abort()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
