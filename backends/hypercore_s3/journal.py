@@ -36,6 +36,9 @@ from hypercore_s3.place import LIST_KEYS_MAX, Place
 TRIES_MAX: Final = 10
 #: Commits that are asked for side by side when there are many.
 COMMITS_AT_ONCE_MAX: Final = 32
+#: Sees each commit that is about to be taken in, and may raise.
+Check = Callable[[Commit], None]
+
 #: Names that are shown of what does not belong here.
 FOREIGN_SHOWN: Final = 100
 
@@ -83,31 +86,30 @@ class Journal:
 
     async def refresh(self) -> None:
         """As far as the writer had come when this was called, or further."""
-        found = self.found if self.loaded else await read_head(self._place)
+        stale = not self.loaded
+        found = await read_head(self._place) if stale else None
+        gap = None
         for _ in range(TRIES_MAX):
-            contents, gap = None, None
             try:
-                contents, gap = await self._follow(found, None)
+                gap = await (self._load(found) if stale else self._read_commits(self.contents))
             except _OvertakenError:
-                pass
-            except (ObjectMissingError, AccessDeniedError):
-                # The checkpoint goes when the head moves on.
-                if _checkpoint(found) is None:
-                    raise
+                overtaken = True
+            else:
+                overtaken = False
             # What was missing may have been folded away meanwhile: only a head that has not moved says that it
             # never was there.
             again = await read_head(self._place)
-            if contents is not None and _checkpoint(again) == _checkpoint(found):
-                if gap is None:
-                    self._found(again)
-                    return
-                # The commit before the later ones may have come between our requests.
-                contents, gap = await self._follow(again, None)
-                if gap is not None and _checkpoint(await read_head(self._place)) == _checkpoint(again):
-                    raise self._gap(gap)
-            elif contents is None and again == found:
-                raise CorruptError(f"{self._title}: the checkpoint is missing that the head points to")
+            if overtaken and (again is None) == (found is None) and _checkpoint(again) == _checkpoint(found):
+                raise CorruptError(
+                    f"{self._title}: the checkpoint that the head points to is missing, or commits behind it"
+                )
+            stale = overtaken or (again is not None and _checkpoint(again) != self._pointer)
+            if not stale and gap is None:
+                self._found(again)
+                return
             found = again
+        if gap is not None:
+            raise self._gap(gap)
         raise StorageError(f"{self._title}: the writer moves faster than this reader can follow")
 
     async def look(self) -> FoundHead | None:
@@ -118,12 +120,25 @@ class Journal:
         """The contents are what this checkpoint and the commits behind it say."""
         self._pointer = pointer
 
-    async def catch_up(self, found: FoundHead, check: Callable[[Commit], None]) -> None:
-        """To the end of the commits, for whoever has just put that head: nobody can move it any more, so that what
-        is missing was never there. `check` sees each commit and may raise."""
-        _, gap = await self._follow(found, check)
-        if gap is not None:
-            raise self._gap(gap)
+    def stands_at(self, found: FoundHead) -> bool:
+        """Whether what is known begins with the head's checkpoint, so that only commits can be missing."""
+        return self.loaded and _checkpoint(found) == self._pointer
+
+    async def catch_up(self, found: FoundHead, check: Check) -> None:
+        """To the end of the commits, for whoever has put that head: as long as nobody moves it, what is missing was
+        never there. `check` sees each commit and may raise."""
+        try:
+            if self.stands_at(found):
+                gap = await self._read_commits(self.contents, check)
+            else:
+                gap = await self._load(found, check)
+        except _OvertakenError as error:
+            raise CorruptError(f"{self._title}: commits are missing that had been there") from error
+        while gap is not None:
+            # The writer before is still at work, and was quicker than our requests; unless it is missing again.
+            before, gap = gap, await self._read_commits(self.contents, check)
+            if gap == before:
+                raise self._gap(gap)
         self._found(found)
 
     def _found(self, found: FoundHead | None) -> None:
@@ -134,26 +149,22 @@ class Journal:
     def _gap(self, number: int) -> CorruptError:
         return CorruptError(f"{self._title}: object {commit_name(number)} is missing, and later ones are there")
 
-    async def _follow(
-        self, found: FoundHead | None, check: Callable[[Commit], None] | None
-    ) -> tuple[Contents, int | None]:
-        """All that the head and the commits behind it say; and the number of one that is missing before others."""
-        contents = self._loaded
+    async def _load(self, found: FoundHead | None, check: Check | None = None) -> int | None:
+        """What the head and the commits behind it say takes the place of what is known, which may not be more."""
+        pointer = _checkpoint(found)
         if found is None:
-            if contents is None:
-                contents = await self._recover()
-        elif contents is None or found.head.checkpoint != self._pointer:
-            contents = await self._read_checkpoint(found.head.checkpoint)
-            self._pointer = found.head.checkpoint
+            pointer, contents = await self._recover()
+        else:
+            try:
+                contents = await self._read_checkpoint(pointer)
+            except (ObjectMissingError, AccessDeniedError) as error:
+                raise _OvertakenError from error
         gap = await self._read_commits(contents, check)
-        if self._loaded is not None and contents.sequence < self._loaded.sequence and gap is None:
-            raise CorruptError(
-                f"{self._title}: there were {self._loaded.sequence} commits, and now there are {contents.sequence}"
-            )
-        if contents is not self._loaded:
-            self._loaded = contents
-            self.generation += 1
-        return contents, gap
+        if self._loaded is not None and contents.sequence < self._loaded.sequence:
+            raise _OvertakenError
+        self._pointer, self._loaded = pointer, contents
+        self.generation += 1
+        return gap
 
     # ---- objects -------------------------------------------------------------------------------------
 
@@ -211,7 +222,7 @@ class Journal:
             data += (await self._place.get(name, offset=len(data), size=needed - len(data))).data
         return decode_commit(data, name, found.size)
 
-    async def _read_commits(self, contents: Contents, check: Callable[[Commit], None] | None) -> int | None:
+    async def _read_commits(self, contents: Contents, check: Check | None = None) -> int | None:
         """Apply what follows until there is no more; the number of one that is missing before others, if there is
         such a gap."""
         at_once = 1
@@ -240,7 +251,7 @@ class Journal:
 
     # ---- without a head -------------------------------------------------------------------------------
 
-    async def _recover(self) -> Contents:
+    async def _recover(self) -> tuple[Pointer | None, Contents]:
         """There is no head: nothing was ever here, or it was lost and the newest checkpoint stands in for it."""
         names = await self._place.names(limit=LIST_KEYS_MAX)
         foreign = sorted({name.partition("/")[0] for name in names if not belongs(name)})
@@ -261,15 +272,17 @@ class Journal:
             if not contents.objects <= there:
                 # It was put, and the head never pointed to it.
                 continue
-            return self._recovered(pointer, contents, sequences)
+            self._check_recovered(pointer, contents, sequences)
+            return pointer, contents
         if any(checkpoint_sequence(name) is not None for name in checkpoints):
             raise CorruptError(f"{self._title}: the head is lost, and none of the checkpoints can stand in for it")
         if sequences:
-            return self._recovered(None, Contents(), sequences)
+            self._check_recovered(None, Contents(), sequences)
+            return None, Contents()
         self.foreign = frozenset(foreign[:FOREIGN_SHOWN])
-        return Contents()
+        return None, Contents()
 
-    def _recovered(self, pointer: Pointer | None, contents: Contents, sequences: list[int]) -> Contents:
+    def _check_recovered(self, pointer: Pointer | None, contents: Contents, sequences: list[int]) -> None:
         first = contents.sequence + 1
         following = sorted(number for number in sequences if number >= first)
         if following != list(range(first, first + len(following))):
@@ -277,10 +290,8 @@ class Journal:
             raise CorruptError(
                 f"{self._title}: the head is lost, and so is object {commit_name(lost)} or a checkpoint behind it"
             )
-        self._pointer = pointer
         source = "its first commit" if pointer is None else f"checkpoint {pointer.name}"
         self.warnings.append(f"{self._title}: object head was lost; what it said was found again from {source} on")
-        return contents
 
     async def _read_footer(self, name: str) -> Pointer:
         size = (await self._place.get(name, size=1)).size

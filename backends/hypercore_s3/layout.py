@@ -172,7 +172,7 @@ class Commit:
     owner: bytes
     #: Tells the commits of one owner apart: a number never used twice.
     attempt: int
-    #: It says only that whoever wrote before may not go on here.
+    #: It says only that nobody else's commit can have this number; it is never removed.
     fence: bool = False
     steps: Sequence[Step] = ()
     small: Sequence[bytes] = ()

@@ -128,6 +128,12 @@ class Lease:
             "with take_over=True"
         )
 
+    async def is_ours(self) -> bool:
+        """Whether the head is still the one that was put last, or an earlier one of ours."""
+        assert self.head is not None
+        found = await read_head(self._place)
+        return found is not None and (found.head.owner, found.head.epoch) == (self.head.owner, self.head.epoch)
+
     # ---- having it ------------------------------------------------------------------------------------
 
     async def move(self, change: Callable[[Head], Head] = lambda head: head) -> None:

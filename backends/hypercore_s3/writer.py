@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from hypercore.errors import FencedError, LockedError, StorageError
+from hypercore.errors import CorruptError, FencedError, LockedError, StorageError
 from hypercore_s3.contents import Plan
 from hypercore_s3.folding import Fold, fold, switch
 from hypercore_s3.frames import body_of, cut
@@ -54,6 +54,8 @@ class Writer:
         self._fold_again = (0, 0)
         self._renewal: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
+        #: Whether the writer before was cut off, and may have left what nobody knows of.
+        self._sweeps = False
         self.delete_warning = ""
 
     @property
@@ -87,30 +89,52 @@ class Writer:
         taken = await lease.take(found, lost=journal.lost)
         try:
             await self._put_fence(taken)
-        except BaseException:
+        except Exception:
             await lease.release()
             raise
+        self._sweeps = found is not None and not found.head.released
         self._begin_renewing(taken.head.lease_seconds)
 
     async def _put_fence(self, taken: FoundHead) -> None:
-        """Whoever wrote before cannot go on: the number of the next commit is taken."""
+        """Whoever wrote before cannot go on: the number of the next commit is taken.
+
+        As long as the head is ours nobody removes commits, so that the first one that is missing is the next one.
+        Who was replaced before the fence was put cannot tell that by the fence: it may have read past commits that
+        the next writer had folded away already.
+        """
+        lease, journal = self._lease, self._journal
+        try:
+            fence = await self._fence(taken)
+        except CorruptError as error:
+            if await lease.is_ours():
+                raise
+            raise self._too_late() from error
+        if not await lease.is_ours():
+            raise self._too_late()
+        journal.contents.apply(fence)
+
+    async def _fence(self, taken: FoundHead) -> Commit:
         lease, journal = self._lease, self._journal
 
         def check(commit: Commit) -> None:
             if commit.epoch >= taken.head.epoch and commit.owner != lease.owner:
-                raise LockedError(f"{self._title}: another writer took the lease at the same moment")
+                raise self._too_late()
 
-        while True:
+        if not journal.stands_at(taken):
             await journal.catch_up(taken, check)
+        while True:
             fence = self._make(Plan({}), fence=True)
             try:
                 await self._place.put(fence.name, [encode_front(fence)], if_absent=True)
             except ConditionFailedError:
                 # The last word of the one before, or our own fence, when the answer was lost.
                 if not await self._is(fence):
+                    await journal.catch_up(taken, check)
                     continue
-            journal.contents.apply(fence)
-            return
+            return fence
+
+    def _too_late(self) -> LockedError:
+        return LockedError(f"{self._title}: another writer took the lease at the same moment")
 
     async def _is(self, commit: Commit) -> bool:
         other = await self._journal.read_commit(commit.sequence)
@@ -211,7 +235,7 @@ class Writer:
 
     async def settle(self) -> bool:
         """Find out whether the uncertain commit happened, and see to it that it never will if it has not: its number
-        is taken by a commit that changes nothing. Whether it had happened.
+        is taken by a fence. Whether it had happened.
 
         Raises `StorageError` when that cannot be found out yet.
         """
@@ -219,7 +243,7 @@ class Writer:
         uncertain = self._uncertain
         if uncertain is None:
             return False
-        seal = self._make(Plan({}))
+        seal = self._make(Plan({}), fence=True)
         try:
             await self._place.put(seal.name, [encode_front(seal)], if_absent=True)
         except ConditionFailedError as error:
@@ -315,17 +339,20 @@ class Writer:
         try:
             await self._lease.move(lambda head: replace(head, checkpoint=folded.pointer, released=release))
         except FencedError as error:
+            # The other one may have taken the head over when it pointed to our checkpoint already, so that it is not
+            # ours to remove.
             self._poison = self._poison or error
-            with contextlib.suppress(StorageError):
-                # Nothing can ever point to it now.
-                await self._place.delete([folded.pointer.name])
             raise
 
     async def _remove_doomed(self) -> None:
         contents = self._journal.contents
         doomed = sorted(contents.doomed)
         try:
+            if self._sweeps:
+                # A fold that the one before did not finish left a checkpoint that no index names.
+                doomed += sorted(set(await self._place.names("checkpoints/")) - contents.objects - contents.doomed)
             await self._place.delete(doomed)
+            self._sweeps = False
         except StorageError as error:
             # The index names them, so that a later fold tries again.
             self.delete_warning = f"{self._title}: {len(doomed)} objects could not be removed: {error}"

@@ -21,6 +21,8 @@ from tests.storage.s3.fake_client import Bucket, FakeClient
 RECORD_SIZE = 16
 #: Enough to be large where the tests say what is large.
 LARGE_BYTES = 100
+#: Several times what any of them takes.
+TURNS_MAX = 20_000
 
 
 @dataclass
@@ -46,17 +48,20 @@ class World:
     #: What lies at which place of the file, as somebody was told.
     acknowledged: dict[int, bytes] = field(default_factory=dict)
     calm: bool = False
+    over: bool = False
     fenced: int = 0
     takeovers: int = 0
     reads: int = 0
+    turns: int = 0
     story: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
-        self._count = 0
 
     def storage(self, actor: str, **options: object) -> S3Storage:
         async def carry(verb: str, key: str, apply: Callable[[], object]) -> object:
+            if self.over:
+                raise StorageError("the world has ended")
             asked = Asked(actor, verb, apply, asyncio.get_running_loop().create_future())
             self.waiting.append(asked)
             result = await asked.answer
@@ -207,6 +212,7 @@ class World:
                 await self._turn(tasks)
             await last
         finally:
+            self.over = True
             others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in others:
                 task.cancel()
@@ -217,6 +223,8 @@ class World:
 
     async def _turn(self, tasks: list[asyncio.Task[None]]) -> bool:
         """One request is carried out, or something goes wrong. False when there was none."""
+        self.turns += 1
+        self.expect(self.turns < TURNS_MAX, "it never ends")
         for _ in range(8):
             await asyncio.sleep(0)
         for task in tasks:
