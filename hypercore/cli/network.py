@@ -128,7 +128,8 @@ async def copy(options: argparse.Namespace, output: Output) -> None:
         copied = await copy_log(
             options.source, options.destination, with_secret_key=options.with_secret_key, on_progress=job.show
         )
-    await _summary("copied", copied, copied.stored_blocks, began, output)
+    old = copied.stored_blocks - copied.copied_blocks
+    await _summary("copied", copied, copied.copied_blocks, began, output, old)
 
 
 def _refuse_same(source: str, destination: str) -> None:
@@ -167,11 +168,15 @@ def _resumable(*, quiet: bool) -> Iterator[_Job]:
         job.clear()
 
 
-async def _summary(done: str, core: Hypercore | Copied, stored: int, began: float, output: Output) -> None:
+async def _summary(done: str, core: Hypercore | Copied, new: int, began: float, output: Output, old: int = 0) -> None:
+    """`new` blocks were stored by this command, `old` ones were there already."""
     seconds = time.monotonic() - began
-    much = f"{count_of(stored, 'block')}, {count_of(core.byte_length, 'byte')}"
-    if stored < core.length:  # A copy of what had holes itself.
-        much = f"{stored:,} of {count_of(core.length, 'block')}, all that the source holds"
+    much = count_of(new, "block")
+    if new == core.length:
+        much += f", {count_of(core.byte_length, 'byte')}"
+    elif new + old < core.length:  # A copy of what had holes itself.
+        much = f"{new:,} of {count_of(core.length, 'block')}, all that the source holds"
+    there = f"; {old:,} were there already" if old else ""
     await output.report(
         {
             "key": core.key.hex(),
@@ -180,7 +185,7 @@ async def _summary(done: str, core: Hypercore | Copied, stored: int, began: floa
             "fork": core.fork,
             "seconds": round(seconds, 3),
         },
-        f"{done} {much}, every one verified, in {seconds:.2f} seconds",
+        f"{done} {much}, every one verified, in {seconds:.2f} seconds{there}",
     )
 
 

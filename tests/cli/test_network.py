@@ -15,6 +15,7 @@ import pytest
 from hypercore import Hypercore, Swarm
 from hypercore.plugins import open_storage
 from tests.processes import HYPERCORE, HYPERCORE_WITHOUT_UVLOOP, Program, folder_bytes, hypercore, new_log, running
+from tests.replication.links import eventually
 from tests.replication.test_storage_peers import forge
 from tests.running import run
 
@@ -634,6 +635,32 @@ def test_a_damaged_block_is_not_copied_and_is_named(tmp_path: Path) -> None:
     # The other ninety-nine are there.
     (about,) = hypercore("info", tmp_path / "copy", "--json").json()
     assert about["stored_blocks"] == 99
+
+
+def test_a_copy_that_is_killed_goes_on_with_the_rest(tmp_path: Path) -> None:
+    key = new_log(tmp_path / "log", [f"{index:010}" * 1000 for index in range(3000)])
+
+    async def scene() -> None:
+        data = tmp_path / "copy" / "data"
+        for size in (1, 8_000_000, 16_000_000):
+            async with running(*HYPERCORE, "copy", tmp_path / "log", tmp_path / "copy") as copy:
+                process = copy.process
+                await eventually(
+                    lambda size=size, process=process: (  # type: ignore[misc]
+                        process.returncode is not None or (data.exists() and data.stat().st_size >= size)
+                    )
+                )
+
+    run(scene())
+    done = hypercore("copy", tmp_path / "log", tmp_path / "copy")
+    assert done.code == 0
+    assert re.fullmatch(rb"copied \d[\d,]* blocks?, every one verified, in .* were there already\n", done.output)
+    assert hypercore("verify", tmp_path / "copy").code == 0
+    (about,) = hypercore("info", tmp_path / "copy", "--json").json()
+    assert (about["key"], about["stored_blocks"]) == (key, 3000)
+    again = hypercore("copy", tmp_path / "log", tmp_path / "copy").output
+    assert again.startswith(b"copied 0 blocks")
+    assert b"3,000 were there already" in again
 
 
 def test_quiet_means_that_nothing_but_json_is_printed(tmp_path: Path) -> None:
