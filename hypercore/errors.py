@@ -195,5 +195,17 @@ class ConnectError(TransportError, ConnectionError):
     """The address could not be reached."""
 
 
+class OwnAddressError(ConnectError):
+    """The address leads back to this very program."""
+
+
+class PeerBannedError(HypercoreError, PermissionError):
+    """The firewall or the allow-list of this program refuses the key that the peer proved."""
+
+
+class PeerRefusedError(HypercoreError, PermissionError):
+    """The peer ended the connection as soon as it knew our key."""
+
+
 class ConnectTimeoutError(ConnectError, TimeoutError):
     """The address did not answer in time."""

@@ -9,12 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping, Set
 from typing import Any, Final
 from weakref import WeakSet
 
-from hypercore.errors import ConnectError, HypercoreError, StreamBrokenError, TransportError
+from hypercore.contacts import Contact, log, short
+from hypercore.dialling import is_refusal, refusal
+from hypercore.errors import (
+    ConnectError,
+    HypercoreError,
+    OwnAddressError,
+    PeerBannedError,
+    PeerRefusedError,
+    StreamBrokenError,
+    TransportError,
+)
 from hypercore.peer import Peer
 from hypercore.replication import Hub
 from hypercore.session import Replication
@@ -23,8 +34,6 @@ from hypercore.urls import parse_address
 
 #: Found peers that are dialled; whoever is found beyond that has to dial us.
 FOUND_COUNT_MAX: Final = 256
-#: Dials under way at once.
-DIAL_COUNT_MAX: Final = 16
 #: A peer near enough to be discovered answers at once or not at all.
 DIAL_SECONDS: Final = 3.0
 #: Time for others after the first who found us.
@@ -48,9 +57,9 @@ Dial = Callable[[str, float], Awaitable[Replication]]
 class Finding:
     """One discovery at work.
 
-    `dial` gives a connection whose handshake is done, or raises. `connected` are the swarm's connections by the
-    public key of the peer. `doubted` takes those that the peer seems to have left behind: the next one that proves the
-    same key replaces it. Why a found peer cannot be reached is in `errors`, by address.
+    `dial` gives a connection whose handshake is done, or raises, and `slots` is held meanwhile. `connected` are the
+    swarm's connections by the public key of the peer. `doubted` takes those that the peer seems to have left behind:
+    the next one that proves the same key replaces it. Why a found peer cannot be reached is in `errors`, by address.
     """
 
     def __init__(
@@ -61,6 +70,7 @@ class Finding:
         dial: Dial,
         connected: Mapping[bytes, Replication],
         doubted: set[Replication],
+        slots: asyncio.Semaphore,
         errors: MutableMapping[str, HypercoreError],
     ) -> None:
         self._discovery = discovery
@@ -72,8 +82,8 @@ class Finding:
         self._found: dict[str, _Found] = {}
         #: Connections from where discovery does not place the peer, and which showed that they live.
         self._trusted: WeakSet[Replication] = WeakSet()
-        self._dials = asyncio.Semaphore(DIAL_COUNT_MAX)
-        self._seeking: dict[bytes, asyncio.Task[None]] = {}
+        self._slots = slots
+        self._seeking: dict[bytes, tuple[Hub | None, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -92,25 +102,33 @@ class Finding:
 
     # ---- cores ----
 
-    def set_topics(self, *, served: set[bytes], sought: Mapping[bytes, Hub]) -> None:
+    @property
+    def contacts(self) -> list[Contact]:
+        """Those who are found at the moment."""
+        return [found.contact for found in self._found.values()]
+
+    def set_topics(self, *, served: Set[bytes], sought: Mapping[bytes, Hub | None]) -> None:
         """Serve and seek exactly these. The cores that are new among the sought ones hold on until the first round of
-        discovery is over: who was found in it is connected, or cannot be reached.
+        discovery is over: who was found in it is connected, or cannot be reached. None is a topic without a core.
         """
         self._discovery.announce(frozenset(served))
         self._discovery.look_up(frozenset(sought))
-        for topic in self._seeking.keys() - sought.keys():
-            self._seeking.pop(topic).cancel()
+        for topic, (hub, task) in list(self._seeking.items()):
+            if topic not in sought or sought[topic] is not hub:
+                del self._seeking[topic]
+                task.cancel()
         for topic in sought.keys() - self._seeking.keys():
             hub = sought[topic]
-            hub.finding += 1
-            task = self._start(self._first_round(topic, hub))
-            # A callback, because a task that is cancelled before it runs never gets to its `finally`.
-            task.add_done_callback(functools.partial(_round_ended, hub))
-            self._seeking[topic] = task
+            task = self._start(self._dial_found(topic) if hub is None else self._first_round(topic, hub))
+            if hub is not None:
+                hub.finding += 1
+                # A callback, because a task that is cancelled before it runs never gets to its `finally`.
+                task.add_done_callback(functools.partial(_round_ended, hub))
+            self._seeking[topic] = hub, task
 
     async def flush(self) -> None:
         """Return when the first round is over for every topic."""
-        if rounds := [task for task in self._seeking.values() if not task.done()]:
+        if rounds := [task for _, task in self._seeking.values() if not task.done()]:
             await asyncio.wait(rounds)
 
     async def _first_round(self, topic: bytes, hub: Hub) -> None:
@@ -123,15 +141,6 @@ class Finding:
             if is_there:
                 came.set()
 
-        async def dial_found() -> None:
-            await self._discovery.first_round(topic)
-            # Somebody may be named who is not there, and a dial is all that we wait for them.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DIAL_SECONDS):
-                    for found in list(self._found.values()):
-                        if topic in found.peer.topics:
-                            await found.tried.wait()
-
         async def be_found() -> None:
             sessions: Iterable[Replication] = ()
             while not any(session in self._connected.values() for session in sessions):  # Storages are peers, too.
@@ -143,13 +152,23 @@ class Finding:
         hub.on_peer.append(peer_changed)
         if hub.peers:
             came.set()
-        waiting = [self._loop.create_task(dial_found()), self._loop.create_task(be_found())]
+        waiting = [self._loop.create_task(self._dial_found(topic)), self._loop.create_task(be_found())]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             hub.on_peer.remove(peer_changed)
             for task in waiting:
                 task.cancel()
+
+    async def _dial_found(self, topic: bytes) -> None:
+        await self._discovery.first_round(topic)
+        there = [found for found in self._found.values() if topic in found.peer.topics]
+        log.log(logging.DEBUG if there else logging.INFO, "found %d peers of %s so far", len(there), short(topic))
+        # Somebody may be named who is not there, and a dial is all that we wait for them.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DIAL_SECONDS):
+                for found in there:
+                    await found.tried.wait()
 
     # ---- peers ----
 
@@ -160,6 +179,7 @@ class Finding:
                     self._take(event)
                 case PeerLost(peer_id=peer_id):
                     if (lost := self._found.pop(peer_id, None)) is not None:
+                        log.debug("discovery has lost %s", lost.contact)
                         lost.keeper.cancel()
                         lost.tried.set()
                         for address in lost.peer.addresses:
@@ -172,41 +192,49 @@ class Finding:
     def _take(self, peer: PeerFound) -> None:
         found = self._found.get(peer.peer_id)
         if found is not None:
-            found.peer = peer
+            found.peer, found.contact.addresses = peer, peer.addresses
             found.changed.set()
         elif len(self._found) < FOUND_COUNT_MAX:
             found = self._found[peer.peer_id] = _Found(peer)
+            log.debug("discovery has found %s", found.contact)
             found.keeper = self._start(self._keep(found))
 
     async def _keep(self, found: _Found) -> None:
         """Keep a connection to a peer for as long as it is found."""
         wait_seconds, failures, strange_answers = FIRST_RETRY_SECONDS, 0, 0
         while True:
-            replication = self._connection_to(found)
+            replication, error = self._connection_to(found), None
             if replication is None:
                 try:
-                    async with self._dials:
+                    async with self._slots:
                         # It may have dialled us while we waited for our turn.
                         replication = self._connection_to(found) or await self._dial_any(found)
-                except HypercoreError as error:
+                except HypercoreError as failure:
+                    error = failure
                     failures += 1
                     strange_answers += not isinstance(error, TransportError)
             found.tried.set()
+            if isinstance(error, OwnAddressError):
+                found.contact.failed(error, None)
+                return  # Somebody tells us where we are.
             if replication is not None:
-                if replication.remote_public_key == self._public_key:
-                    return  # Somebody tells us where we are.
                 began = self._loop.time()
                 found.remote = replication.remote_public_key
-                await self._until_over(found)
+                found.contact.connected(replication)
+                error = await self._until_over(found, replication)
                 failures = strange_answers = 0
                 if self._loop.time() - began > GOOD_CONNECTION_SECONDS:
                     wait_seconds = FIRST_RETRY_SECONDS
             elif failures >= FAILURES_TO_RECONFIRM:
                 failures = 0
                 await self._discovery.reconfirm(found.peer.peer_id)
+            if isinstance(error, PeerBannedError | PeerRefusedError):
+                wait_seconds, strange_answers = LAST_RETRY_SECONDS, 0
             if strange_answers >= STRANGE_ANSWERS_MAX:
                 wait_seconds, strange_answers = STRANGE_RETRY_SECONDS, 0
-            await asyncio.sleep(wait_seconds * random.uniform(0.5, 1.5))
+            seconds = wait_seconds * random.uniform(0.5, 1.5)
+            found.contact.failed(error, seconds)
+            await asyncio.sleep(seconds)
             wait_seconds = min(2 * wait_seconds, LAST_RETRY_SECONDS)
 
     def _connection_to(self, found: _Found) -> Replication | None:
@@ -219,9 +247,12 @@ class Finding:
     async def _dial_any(self, found: _Found) -> Replication:
         """A connection to the first address that works."""
         failure: HypercoreError = ConnectError("the peer has no address")
+        found.contact.dialling()
         for address in found.peer.addresses:
             try:
                 replication = await self._dial(address, DIAL_SECONDS)
+            except OwnAddressError:
+                raise
             except HypercoreError as error:
                 failure = self._errors[address] = error
             else:
@@ -229,13 +260,14 @@ class Finding:
                 return replication
         raise failure
 
-    async def _until_over(self, found: _Found) -> None:
-        """Return when there is no connection to the peer any more.
+    async def _until_over(self, found: _Found, last: Replication) -> HypercoreError | None:
+        """Return when there is no connection to the peer any more, and why.
 
         One whose other end is none of the addresses where the peer is found now may be dead, and TCP would not know
         for minutes: it has to show some sign of life.
         """
         while (replication := self._connection_to(found)) is not None:
+            last = replication
             found.changed.clear()
             began = self._loop.time()
             is_doubtful = self._is_elsewhere(found.peer, replication) and replication not in self._trusted
@@ -253,6 +285,9 @@ class Finding:
                 self._trusted.add(replication)
                 if replication.heard_at < began:
                     replication.fail(StreamBrokenError("the peer has left the address it was connected from"))
+        if is_refusal(last):
+            return refusal(last.remote_address, self._public_key)
+        return last.error
 
     def _is_elsewhere(self, peer: PeerFound, replication: Replication) -> bool:
         return _host(replication.remote_address) not in {_host(address) for address in peer.addresses}
@@ -269,6 +304,7 @@ class _Found:
 
     def __init__(self, peer: PeerFound) -> None:
         self.peer = peer
+        self.contact = Contact(peer.addresses)
         #: The key that it proved the last time.
         self.remote = b""
         #: It was dialled once, or need not be.

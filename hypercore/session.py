@@ -34,8 +34,10 @@ from hypercore.protocol.events import (
     MessageReceived,
     PeerFinished,
 )
+from hypercore.protocol.limits import DEFAULT_LIMITS
 from hypercore.protocol.messages import Message
 from hypercore.replication import Hub
+from hypercore.stats import ConnectionStats
 from hypercore.transport import ByteStream
 
 #: How often time-outs are looked at; they are all of several seconds.
@@ -46,6 +48,9 @@ OPENING_SECONDS: Final = 10.0
 MOST_REOPENS: Final = 8
 #: A peer that sent so much since the last look is at work on a long answer; keepalives are far less.
 PROGRESS_BYTES: Final = 1024
+#: Cores that the peer asked for in vain and that are remembered, should they be served later; as many as it may have
+#: channels.
+MOST_DECLINED: Final = DEFAULT_LIMITS.channels
 
 #: Looks up a core that a peer asks for by its discovery key.
 OnOffer = Callable[[bytes], Awaitable[Hub | None]]
@@ -86,8 +91,27 @@ class Replication:
         self._reopens: dict[bytes, int] = {}
         #: Cores that failed here; a peer that wants to have them opened again is declined.
         self._failed: set[bytes] = set()
+        #: Cores that the peer asked for and that were not here.
+        self._declined: set[bytes] = set()
+        #: Called when the peer has proved its key, before any core is named to it; what it raises ends the connection.
+        self.on_handshake: Callable[[Replication], None] | None = None
+        #: Called when the peer is known to have finished the handshake as well.
+        self.on_confirmed: Callable[[Replication], None] | None = None
+        #: The peer has finished the handshake, as far as we know.
+        self.is_confirmed = False
+        #: The peer has said something about a core.
+        self.has_spoken = False
+        #: The peer has ended the connection.
+        self.has_peer_ended = False
         self._turn = 0
+        #: Bytes since the last tick, and all those before it and all that were sent.
         self._received_bytes = 0
+        self._received_before = 0
+        self._sent_bytes = 0
+        #: Blocks that came and went over channels which are closed by now.
+        self._blocks_in = self._blocks_out = 0
+        self._asked_at = self._connected_at = self._ended_at = 0.0
+        self._round_trip_seconds: float | None = None
         #: The reader waits for the peer, and not for our storage.
         self._is_reading = True
         self._is_open = False
@@ -152,6 +176,23 @@ class Replication:
                 hub.detach(peer)
         hub.opening_ended(self)
 
+    def was_asked_for(self, discovery_key: bytes) -> bool:
+        """Whether the peer asked for a core that was not here by then."""
+        return discovery_key in self._declined
+
+    def stats(self) -> ConnectionStats:
+        """What this connection has carried so far."""
+        peers = list(self._peers.values())
+        return ConnectionStats(
+            bytes_in=self._received_before + self._received_bytes,
+            bytes_out=self._sent_bytes,
+            blocks_in=self._blocks_in + sum(peer.blocks_received for peer in peers),
+            blocks_out=self._blocks_out + sum(peer.blocks_sent for peer in peers),
+            connected_seconds=(self._ended_at or self.now()) - self._connected_at if self._connected_at else 0.0,
+            round_trip_seconds=self._round_trip_seconds,
+            cores=tuple(channel.discovery_key for channel in self._peers),
+        )
+
     @property
     def has_cores(self) -> bool:
         """Whether any core is replicated over this connection."""
@@ -203,6 +244,15 @@ class Replication:
         await self.wait_closed()
         self._end_opening()  # Nobody else does when it never ran.
 
+    def abort(self, error: HypercoreError | None = None) -> None:
+        """End the connection now, without waiting for the peer, because of `error` if there is one."""
+        if not self.is_closed:
+            self.error = self.error or error
+            self.is_closed = True
+        self._stream.abort()
+        if self._task is None:
+            self._end_opening()
+
     def start_running(self) -> asyncio.Task[None]:
         """Run in a task of its own, which ends when the connection does and never raises."""
         if self._task is None:
@@ -248,9 +298,16 @@ class Replication:
 
     def close_channel(self, channel: Channel) -> None:
         """Close one core's channel."""
-        self._peers.pop(channel, None)
+        self._let_go(channel)
         channel.close()
         self.wake()
+
+    def _let_go(self, channel: Channel) -> Peer | None:
+        peer = self._peers.pop(channel, None)
+        if peer is not None:
+            self._blocks_in += peer.blocks_received
+            self._blocks_out += peer.blocks_sent
+        return peer
 
     def fail(self, error: HypercoreError) -> None:
         """End the connection because of `error`."""
@@ -277,6 +334,7 @@ class Replication:
             self._fault(error)
         finally:
             self.is_closed = True
+            self._ended_at = self.now()
             await self._clean_up()
 
     async def _run(self) -> None:
@@ -291,7 +349,7 @@ class Replication:
 
     async def _clean_up(self) -> None:
         for channel, peer in list(self._peers.items()):
-            self._peers.pop(channel)
+            self._let_go(channel)
             peer.hub.detach(peer)
         for hub in self._hubs.values():
             hub.sessions.discard(self)
@@ -320,6 +378,7 @@ class Replication:
         is_answering = self._received_bytes >= PROGRESS_BYTES or not self._is_reading
         if self._received_bytes or not self._is_reading:
             self.heard_at = now
+        self._received_before += self._received_bytes
         self._received_bytes = 0
         for peer in list(self._peers.values()):
             if is_answering:
@@ -332,11 +391,16 @@ class Replication:
 
     async def _read(self) -> None:
         connection, receive = self._connection, self._stream.receive
+        self._asked_at = self.now() if self.is_initiator else 0.0
         while True:
             self._is_reading = True
             data = await receive()
             self._is_reading = False
             self._received_bytes += len(data)
+            if not data:
+                self.has_peer_ended = True
+            elif not self._asked_at:
+                self._asked_at = self.now()  # The answer is about to leave, and has one of its own.
             try:
                 if data:
                     connection.receive_data(data)
@@ -348,6 +412,10 @@ class Replication:
                 while events := connection.events():
                     finished |= await self._take_events(events)
             self.wake()
+            if not self.is_confirmed and connection.is_established:
+                self.is_confirmed = True
+                if self.on_confirmed is not None:
+                    self.on_confirmed(self)
             if finished or not data:
                 await self._flush()
                 return
@@ -382,6 +450,10 @@ class Replication:
     async def _take_event(self, event: Event) -> bool:
         match event:
             case HandshakeDone():
+                self._connected_at = self.now()
+                self._round_trip_seconds = self._connected_at - self._asked_at
+                if self.on_handshake is not None:
+                    self.on_handshake(self)
                 self._is_open = True
                 for known in self._hubs.values():
                     self._connection.open_channel(known.log.key)
@@ -394,6 +466,7 @@ class Replication:
             case ChannelClosed(channel):
                 self._channel_closed(channel)
             case ChannelRejected(channel):
+                self.has_spoken = True
                 if (hub := self._hubs.get(channel.discovery_key)) is not None:
                     hub.opening_ended(self)
             case PeerFinished():
@@ -403,17 +476,22 @@ class Replication:
         return False
 
     async def _channel_offered(self, discovery_key: bytes) -> None:
+        self.has_spoken = True
         hub = self._hubs.get(discovery_key)
         if hub is None and self._on_offer is not None and discovery_key not in self._failed:
             hub = await self._on_offer(discovery_key)
         if hub is None or hub.is_stopped:
+            if len(self._declined) < MOST_DECLINED:
+                self._declined.add(discovery_key)
             self._connection.reject(discovery_key)
         else:
+            self._declined.discard(discovery_key)
             self._hubs[discovery_key] = hub
             hub.sessions.add(self)
             self._connection.open_channel(hub.log.key)
 
     def _channel_opened(self, channel: Channel) -> None:
+        self.has_spoken = True
         hub = self._hubs.get(channel.discovery_key)
         if hub is None or hub.is_stopped:
             channel.close()
@@ -421,7 +499,7 @@ class Replication:
             self._peers[channel] = hub.attach(self, channel)
 
     def _channel_closed(self, channel: Channel) -> None:
-        peer = self._peers.pop(channel, None)
+        peer = self._let_go(channel)
         hub = self._hubs.get(channel.discovery_key)
         if peer is None or hub is None:
             return
@@ -444,6 +522,7 @@ class Replication:
                     self._is_awake = True
                 data = connection.data_to_send()
                 if data:
+                    self._sent_bytes += len(data)
                     await send(data)
         except PeerClosedError:
             pass  # The reader takes what the peer had sent before, and then meets the end.

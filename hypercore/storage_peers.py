@@ -15,6 +15,7 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
+from hypercore.contacts import Contact, PeerInfo
 from hypercore.duplex import stream_pair
 from hypercore.errors import AddressError, ClosedError, CorruptError, HypercoreError, StorageConflictError, StorageError
 from hypercore.log.engine import Log, LogChange
@@ -109,6 +110,11 @@ class StoragePeers:
         sessions = [peer.session for peer in self._all()]
         return [each for each in sessions if each is not None and each.remote_public_key and not each.is_closed]
 
+    def infos(self) -> list[PeerInfo]:
+        """Each storage as a peer, once for every core."""
+        now = asyncio.get_running_loop().time()
+        return [peer.contact.info(now) for peer in self._all()]
+
     def works(self, address: str) -> bool:
         """Whether any core is read from the address."""
         return any(each.remote_address == hide_secrets(address) for each in self.connections())
@@ -135,6 +141,8 @@ class StoragePeer:
         self._owner = owner
         #: Our end of the connection, while there is one.
         self.session: Replication | None = None
+        #: How it stands with it. A storage has no key of its own.
+        self.contact = Contact((address,))
         #: The storage was opened once, or could not be.
         self.tried = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -160,18 +168,23 @@ class StoragePeer:
         wait_seconds = FIRST_RETRY_SECONDS
         while True:
             began = loop.time()
+            failure: HypercoreError
+            self.contact.dialling()
             try:
                 await self._read()
             except HypercoreError as error:
-                self._failed(error)
+                failure = error
             except Exception as error:
                 # A fault of ours or of a plugin: the other peers go on, it is not hidden, and it is tried again.
                 loop.call_exception_handler({"message": f"reading {self._name} failed", "exception": error})
-                self._failed(StorageError(f"{self._name}: an internal error: {error!r}"))
+                failure = StorageError(f"{self._name}: an internal error: {error!r}")
+            self._failed(failure)
             self._end_first_try()
             if loop.time() - began > GOOD_SECONDS:
                 wait_seconds = FIRST_RETRY_SECONDS
-            await asyncio.sleep(wait_seconds * random.uniform(0.5, 1.5))
+            seconds = wait_seconds * random.uniform(0.5, 1.5)
+            self.contact.failed(failure, seconds)
+            await asyncio.sleep(seconds)
             wait_seconds = min(2 * wait_seconds, LAST_RETRY_SECONDS)
 
     @property
@@ -192,6 +205,7 @@ class StoragePeer:
             self.session = source.session
             async with source:
                 await source.session.opened()
+                self.contact.reading()
                 self._owner.errors.pop(self._address, None)
                 self._end_first_try()
                 await source.run(self._owner.refresh_seconds)

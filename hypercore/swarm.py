@@ -1,38 +1,54 @@
 """A swarm: connections to peers over any transports, for any number of cores.
 
-Shell floor: listens, dials, tries again with back-off, keeps one connection a peer, and gives every connection all the
-cores that were joined. What flows over a connection is the session's.
+Shell floor: listens and dials, lets discovery find peers, and gives every connection all the cores that were joined.
+Which connections are kept is `connections`' business, when an address is dialled again `dialling`'s, and what flows
+over a connection the session's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
+from hypercore.connections import Connections
+from hypercore.contacts import Contact, PeerInfo, log, merged, short
 from hypercore.crypto import KeyPair
-from hypercore.errors import ClosedError, ConnectError, ConnectTimeoutError, HypercoreError, OptionError
+from hypercore.dialling import MOST_DIALS, Dialler, FirstRound
+from hypercore.errors import ClosedError, HypercoreError, OptionError
 from hypercore.finding import Finding
+from hypercore.keys import decode_key
 from hypercore.plugins import open_transport
 from hypercore.replication import Hub
 from hypercore.session import Replication
 from hypercore.storage_peers import StoragePeers, is_storage_peer
-from hypercore.transport import ByteStream, Discovery, Listener, Transport
+from hypercore.transport import Discovery, Listener, Transport
 from hypercore.urls import hide_secrets
 
 if TYPE_CHECKING:
     from hypercore.core import Hypercore
 
-#: Wait before a peer is dialled again: the first time, and at most. Doubled each time, with jitter, so that many
-#: readers do not come back to a restarted writer in one moment.
-FIRST_RETRY_SECONDS: Final = 0.2
-LAST_RETRY_SECONDS: Final = 30.0
-#: A connection that lived this long was a good one: the next dial starts with the first wait again.
-GOOD_CONNECTION_SECONDS: Final = 5.0
-#: Connections at once; further ones are closed as they come.
+#: Connections at once. One that idles costs some 30 KiB; this many are also far below the usual 1,024 descriptors.
 MOST_CONNECTIONS: Final = 256
+#: This part of the connections is kept for those that we dial, so that whoever dials us cannot take all the room.
+RESERVED_PART: Final = 4
+#: One host, other than this machine, may have this part of all connections.
+HOST_PART: Final = 2
+
+
+@dataclass(slots=True)
+class _Topic:
+    """What was joined under one discovery key: a core, or only the topic, or both."""
+
+    hub: Hub | None = None
+    #: Whether the core is served and sought.
+    core_server: bool = False
+    core_client: bool = False
+    #: Whether peers are met who join the same topic.
+    server: bool = False
+    client: bool = False
 
 
 class Swarm:
@@ -40,12 +56,18 @@ class Swarm:
 
     `addresses` are listened on: `tcp://0.0.0.0:4977`, `tcp://[::1]:0`, `pipe:name`; with `lan:` the peers on the local
     network find each other. `peers` are dialled and, when the connection ends, dialled again; `dial_errors` says of
-    each that cannot be reached why, and nothing else does. `key_pair` names this program to its peers (a fresh one
-    otherwise).
+    each that cannot be reached why, and `Swarm.peers` how it stands with everybody. `key_pair` names this program to
+    its peers (a fresh one otherwise).
 
     A peer may also be a storage, as `./folder` or `s3://bucket/prefix`, that holds the core (one address for many cores
     has `{key}` or `{discovery_key}` in it): it is read as if somebody served it, and while anybody follows it is looked
     at again every `refresh_seconds` (2, or 10 when it is far away).
+
+    `allow` are the only keys (bytes, hex or z-base-32) that peers may prove, and `firewall(public_key)` is asked about
+    each, as in Hyperswarm: True refuses it. Both hold whoever dialled; a refused peer learns nothing but our key.
+
+    `most_connections` bounds all of them, a quarter of them is kept for those that we dial, and one other host may have
+    half; `most_dials` are under way at once. The logger `hypercore.swarm` tells what happens, one line a change.
 
         async with Hypercore("./reader", key) as core, Swarm(peers=["tcp://writer.local:4977"]) as swarm:
             swarm.join(core)
@@ -57,35 +79,47 @@ class Swarm:
         *addresses: str,
         peers: Iterable[str] = (),
         key_pair: KeyPair | None = None,
+        allow: Iterable[bytes | str] | None = None,
+        firewall: Callable[[bytes], bool] | None = None,
         most_connections: int = MOST_CONNECTIONS,
+        most_dials: int = MOST_DIALS,
         refresh_seconds: float | None = None,
     ) -> None:
         if isinstance(peers, str):
             raise OptionError(f"peers is a list of addresses: peers=[{hide_secrets(peers)!r}]")
+        if isinstance(allow, str | bytes):
+            raise OptionError("allow is a list of public keys")
+        if most_connections < 1 or most_dials < 1:
+            raise OptionError("most_connections and most_dials are 1 or more")
         self._listen_addresses = addresses
         self._peer_addresses = tuple(peers)
-        self._key_pair = key_pair or KeyPair.generate()
+        self._allow = None if allow is None else {decode_key(key) for key in allow}
+        self._firewall = firewall
         self._most_connections = most_connections
-        self._transports: dict[str, Transport] = {}
-        self._listeners: list[Listener] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._replications: set[Replication] = set()
-        self._by_remote: dict[bytes, Replication] = {}
-        self._findings: list[Finding] = []
-        #: Connections whose peer was found elsewhere since; the next one to that peer takes their place.
-        self._doubted: set[Replication] = set()
-        self._hubs: dict[bytes, Hub] = {}
-        #: Topics that peers may ask for, those that they are asked for, and those whose cores wait for the first round.
-        self._served: set[bytes] = set()
-        self._sought: set[bytes] = set()
-        self._finding: set[bytes] = set()
-        self._first_dials = len(self._peer_addresses)
-        self._flushed = asyncio.Event()
-        self._started = False
-        self._destroyed = False
         #: The last error of each address that is dialled, until it works.
         self.dial_errors: dict[str, HypercoreError] = {}
+        self._connections = Connections(
+            key_pair or KeyPair.generate(),
+            most=most_connections,
+            most_a_host=max(1, most_connections // HOST_PART),
+            is_banned=self._is_banned,
+            on_offer=self._offered,
+        )
+        self._dialler = Dialler(
+            self._connections, transport=self._transport, most_dials=most_dials, errors=self.dial_errors
+        )
+        #: The peers that are dialled; before the start also those that turn out to be storages.
+        self._contacts = [Contact((address,)) for address in self._peer_addresses]
+        self._first_round = FirstRound(self._contacts, is_ours=self._connections.__contains__)
         self._storages = StoragePeers(self.dial_errors, refresh_seconds=refresh_seconds)
+        self._transports: dict[str, Transport] = {}
+        self._listeners: list[Listener] = []
+        self._findings: list[Finding] = []
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._topics: dict[bytes, _Topic] = {}
+        #: Held while it goes from rest to work and back.
+        self._turning = asyncio.Lock()
+        self._is_started = self._is_suspended = self._is_destroyed = False
 
     # ---- life ----
 
@@ -95,55 +129,115 @@ class Swarm:
         Raises `TransportError` when an address is not to be had, and `OptionError` for one that no plugin knows.
         """
         self._check_open()
-        if self._started:
+        if self._is_started:
             return
-        self._started = True
+        self._is_started = True
         try:
             storages = [address for address in self._peer_addresses if is_storage_peer(address)]
-            dialled = [address for address in self._peer_addresses if address not in storages]
-            for address in dialled:
-                self._transport(address)
-            for address in self._listen_addresses:
-                if (discovery := self._transport(address).discovery()) is None:
-                    await self._listen(address)
+            for contact in list(self._contacts):
+                (address,) = contact.addresses
+                if address in storages:
+                    self._contacts.remove(contact)
+                    self._first_round.tried(contact)
                 else:
-                    await self._find(discovery)
-                self._check_open()
+                    self._transport(address)
             await self._storages.start(storages)
+            async with self._turning:
+                if not self._is_suspended:
+                    await self._work()
         except BaseException:
             await self.destroy()
             raise
-        for listener in self._listeners:
-            self._spawn(self._accept(listener))
-        for address in dialled:
-            self._spawn(self._keep_dialling(address))
-        self._first_dials = len(dialled)
-        self._end_first_round()
-        self._topics_changed()
 
     def _check_open(self) -> None:
-        if self._destroyed:
+        if self._is_destroyed:
             raise ClosedError("the swarm is destroyed")
 
-    async def destroy(self) -> None:
-        """Close everything. Twice is fine."""
-        self._destroyed = True
-        await asyncio.gather(*(finding.aclose() for finding in self._findings))
+    async def _work(self) -> None:
+        """Listen, announce and dial."""
+        self._connections.resume()
+        for address in self._listen_addresses:
+            if (discovery := self._transport(address).discovery()) is None:
+                await self._listen(address)
+            else:
+                await self._find(discovery)
+            self._check_open()
+        dials = bool(self._contacts or self._findings)
+        reserved = self._most_connections // RESERVED_PART if dials else 0
+        self._connections.most_inbound = self._most_connections - reserved
         for listener in self._listeners:
-            await listener.aclose()
-        replications = list(self._replications)  # Whoever watches one forgets it when it is cancelled.
-        for task in list(self._tasks):
+            log.info("listening at %s", ", ".join(listener.addresses))
+            task = asyncio.get_running_loop().create_task(self._accept(listener))
+            self._accepting.add(task)
+            task.add_done_callback(self._accepting.discard)
+        self._dialler.start(self._contacts, self._first_round)
+        self._topics_changed()
+
+    async def _rest(self) -> None:
+        """Withdraw, close everything, dial nobody."""
+        self._first_round.end()
+        for task in self._accepting:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await asyncio.gather(*(replication.aclose() for replication in replications))
-        await self._storages.aclose()
-        for hub in list(self._hubs.values()):
-            self._leave(hub)
+        if self._accepting:
+            await asyncio.wait(self._accepting)
+        listeners, self._listeners = self._listeners, []
+        findings, self._findings = self._findings, []
+        for listener in listeners:
+            await listener.aclose()
+        await self._dialler.stop()
+        await asyncio.gather(
+            self._connections.aclose(), self._storages.aclose(), *(finding.aclose() for finding in findings)
+        )
+
+    async def suspend(self) -> None:
+        """Close every connection and listener, announce nothing and dial nobody, until `resume`. Twice is fine.
+
+        What is joined stays joined, and what is joined meanwhile is kept for later. A program that waits for a block is
+        told that there are no peers; one that follows live goes on waiting.
+        """
+        self._check_open()
+        self._is_suspended = True
+        async with self._turning:
+            if self._is_suspended and self._is_started:
+                await self._rest()
+                log.info("suspended")
+
+    async def resume(self) -> None:
+        """Take up again what `suspend` put down, and dial at once. Twice is fine.
+
+        An address with port 0 gets another port. Raises `TransportError` when an address is not to be had any more;
+        then the swarm stays suspended.
+        """
+        self._check_open()
+        async with self._turning:
+            self._check_open()
+            if not self._is_suspended:
+                return
+            self._is_suspended = False
+            self._first_round = FirstRound(self._contacts, is_ours=self._connections.__contains__)
+            for topic in self._topics.values():
+                if topic.hub is not None and topic.core_client:
+                    self._first_round.hold(topic.hub)
+                    self._storages.add(topic.hub)
+            if self._is_started:
+                log.info("resumed")
+                try:
+                    await self._work()
+                except BaseException:
+                    self._is_suspended = True
+                    await self._rest()
+                    raise
+
+    async def destroy(self) -> None:
+        """Close everything, within about a second although peers hang. Twice is fine."""
+        self._is_destroyed = True
+        async with self._turning:
+            await self._rest()
+        for topic in list(self._topics.values()):
+            if topic.hub is not None:
+                self._leave(topic.hub)
         for transport in self._transports.values():
             await transport.aclose()
-        self._first_dials = 0
-        self._end_first_round()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -156,80 +250,122 @@ class Swarm:
 
     # ---- cores ----
 
-    def join(self, core: Hypercore, *, server: bool = True, client: bool = True) -> None:
+    def join(self, core: Hypercore | bytes | str, *, server: bool = True, client: bool = True) -> None:
         """Replicate `core` over every connection, present and future, until it closes; the core must be open.
 
         `server` accepts it from peers that ask for it, `client` asks peers for it. Until the first round of dialling
-        is over the core's `update` and `get` hold on.
+        is over, or soon after a peer of the core is there, the core's `update` and `get` hold on.
+
+        A discovery key (32 bytes, hex or z-base-32) instead of a core is a place to meet: discovery announces it
+        (`server`) and looks for others there (`client`). Every connection that comes of it carries all cores that are
+        joined, under whatever key; the topic alone replicates nothing.
+
+        Joined again, `server` and `client` are what was said last.
         """
         self._check_open()
-        hub = core.hub
+        if isinstance(core, bytes | str):
+            topic = self._topics.setdefault(decode_key(core), _Topic())
+            topic.server, topic.client = server, client
+            self._topics_changed()
+            return
+        hub, key = core.hub, core.discovery_key
         if hub.closed:
             raise ClosedError("the core is closed")
-        topic = core.discovery_key
-        if topic in self._hubs:
-            return
-        self._hubs[topic] = hub
+        known = self._topics.get(key)
+        if known is not None and known.hub is not None:
+            if known.hub is not hub or (known.core_server, known.core_client) == (server, client):
+                return
+            self._leave(hub)
+        topic = self._topics.setdefault(key, _Topic())
+        topic.hub, topic.core_server, topic.core_client = hub, server, client
         hub.sources += 1
         hub.on_close.append(self._leave)
-        if server:
-            self._served.add(topic)
         if client:
-            self._sought.add(topic)
-            if self._first_dials:
-                hub.finding += 1
-                self._finding.add(topic)
-            for replication in self._replications:
-                replication.add(hub)
-            self._storages.add(hub)
+            self._first_round.hold(hub)
+            self._connections.seek(hub)
+            if not self._is_suspended:
+                self._storages.add(hub)
+        if server:
+            self._connections.serve(hub)
+        log.debug("joined %s", short(key))
         self._topics_changed()
 
-    def leave(self, core: Hypercore) -> None:
-        """Replicate `core` no longer."""
-        hub = self._hubs.get(core.discovery_key)
-        if hub is not None:
-            self._leave(hub)
-            for replication in self._replications:
-                replication.remove(hub)
+    def leave(self, core: Hypercore | bytes | str) -> None:
+        """Replicate `core` no longer, or be found under a discovery key no longer. Connections stay."""
+        if isinstance(core, bytes | str):
+            key = decode_key(core)
+            if (topic := self._topics.get(key)) is not None:
+                topic.server = topic.client = False
+                self._tidy(key)
+        elif (topic := self._topics.get(core.discovery_key)) is not None and topic.hub is not None:
+            self._leave(topic.hub)
 
     def _leave(self, hub: Hub) -> None:
-        topic = hub.log.discovery_key
-        if self._hubs.pop(topic, None) is None:
+        key = hub.log.discovery_key
+        topic = self._topics.get(key)
+        if topic is None or topic.hub is not hub:
             return
+        topic.hub, topic.core_server, topic.core_client = None, False, False
         hub.on_close.remove(self._leave)
-        self._storages.remove(hub)
-        self._served.discard(topic)
-        self._sought.discard(topic)
         hub.sources -= 1
-        self._topics_changed()
-        if topic in self._finding:
-            self._finding.discard(topic)
-            hub.finding -= 1
+        self._storages.remove(hub)
+        self._connections.forget(hub)
+        self._first_round.release(hub)
+        log.debug("left %s", short(key))
+        self._tidy(key)
         hub.changed()
+
+    def _tidy(self, key: bytes) -> None:
+        topic = self._topics[key]
+        if topic.hub is None and not topic.server and not topic.client:
+            del self._topics[key]
+        self._topics_changed()
+
+    def _topics_changed(self) -> None:
+        served = {key for key, topic in self._topics.items() if topic.server or topic.core_server}
+        sought = {
+            key: topic.hub if topic.core_client else None
+            for key, topic in self._topics.items()
+            if topic.client or topic.core_client
+        }
+        for finding in self._findings:
+            finding.set_topics(served=served, sought=sought)
 
     # ---- what is going on ----
 
     @property
     def public_key(self) -> bytes:
         """The key by which peers know this program."""
-        return self._key_pair.public_key
+        return self._connections.public_key
 
     @property
     def addresses(self) -> list[str]:
         """What peers may dial, with real port numbers."""
         return [address for listener in self._listeners for address in listener.addresses]
 
+    @property
+    def is_suspended(self) -> bool:
+        return self._is_suspended
+
     def connections(self) -> list[Replication]:
-        """The connections whose handshake is done."""
-        dialled = [each for each in self._replications if each.remote_public_key and not each.is_closed]
-        return dialled + self._storages.connections()
+        """The connections whose handshake is done. `stats()` of each says what it has carried."""
+        return self._connections.open() + self._storages.connections()
+
+    @property
+    def peers(self) -> list[PeerInfo]:
+        """Everybody known: who is dialled or was found, who dialled us, storages, and who was refused of late."""
+        now = asyncio.get_running_loop().time()
+        contacts = [*self._contacts, *self._connections.banned]
+        for finding in self._findings:
+            contacts += finding.contacts
+        return merged([contact.info(now) for contact in contacts], self._connections.infos()) + self._storages.infos()
 
     async def flush(self) -> None:
         """Return when every address was dialled once, with or without success. Starts the swarm if need be."""
-        if not self._destroyed:
+        if not self._is_destroyed:
             await self.start()
-        await self._flushed.wait()
-        for finding in self._findings:
+        await self._first_round.over.wait()
+        for finding in list(self._findings):
             await finding.flush()
         await self._storages.flush()
 
@@ -250,134 +386,31 @@ class Swarm:
         finding = Finding(
             discovery,
             public_key=self.public_key,
-            dial=self._dial_found,
-            connected=self._by_remote,
-            doubted=self._doubted,
+            dial=self._dialler.dial,
+            connected=self._connections.current,
+            doubted=self._connections.doubted,
+            slots=self._dialler.slots,
             errors=self.dial_errors,
         )
         self._findings.append(finding)
         await finding.start(self._listen)
 
-    def _topics_changed(self) -> None:
-        sought = {topic: self._hubs[topic] for topic in self._sought}
-        for finding in self._findings:
-            finding.set_topics(served=self._served, sought=sought)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _accept(self, listener: Listener) -> None:
         async for stream in listener:
-            if len(self._replications) >= self._most_connections:
-                await stream.aclose()
-                continue
-            self._run(stream, initiator=False)
+            self._connections.accept(stream)
 
-    async def _keep_dialling(self, address: str) -> None:
-        wait_seconds = FIRST_RETRY_SECONDS
-        loop = asyncio.get_running_loop()
+    def _is_banned(self, key: bytes) -> bool:
+        if self._allow is not None and key not in self._allow:
+            return True
         try:
-            replication = await self._dial(address)
-        finally:
-            self._first_dials -= 1
-            self._end_first_round()
-        while True:
-            began = loop.time()
-            if replication is not None:
-                await replication.wait_closed()
-                remote = replication.remote_public_key
-                if remote == self.public_key:
-                    self.dial_errors[address] = ConnectError(f"{address} is this very program")
-                    return
-                if (kept := self._by_remote.get(remote)) is not None:
-                    await kept.wait_closed()  # The peer is connected already, by another way.
-                if loop.time() - began > GOOD_CONNECTION_SECONDS:
-                    wait_seconds = FIRST_RETRY_SECONDS
-            await asyncio.sleep(wait_seconds * random.uniform(0.5, 1.5))
-            wait_seconds = min(2 * wait_seconds, LAST_RETRY_SECONDS)
-            replication = await self._dial(address)
-
-    async def _dial(self, address: str) -> Replication | None:
-        """A connection whose handshake is done; None, and the reason in `dial_errors`, when there is none."""
-        try:
-            replication = self._run(await self._transport(address).connect(address), initiator=True)
-            await replication.opened()
-        except HypercoreError as error:
-            self.dial_errors[address] = error
-            return None
-        self.dial_errors.pop(address, None)
-        return replication
-
-    async def _dial_found(self, address: str, timeout_seconds: float) -> Replication:
-        """A connection whose handshake is done, over whatever transport the address is of."""
-        replication: Replication | None = None
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                stream = await self._transport(address).connect(address, timeout_seconds=timeout_seconds)
-                replication = self._run(stream, initiator=True)
-                await replication.opened()
-        except TimeoutError as error:
-            if replication is not None:
-                await replication.aclose()
-            raise ConnectTimeoutError(f"{address} did not answer within {timeout_seconds:g} seconds") from error
-        return replication
-
-    def _end_first_round(self) -> None:
-        if self._first_dials > 0:
-            return
-        self._flushed.set()
-        for topic in self._finding:
-            hub = self._hubs[topic]
-            hub.finding -= 1
-            hub.changed()
-        self._finding.clear()
-
-    def _run(self, stream: ByteStream, *, initiator: bool) -> Replication:
-        replication = Replication(stream, initiator=initiator, key_pair=self._key_pair, on_offer=self._offered)
-        self._replications.add(replication)
-        for topic in self._sought:
-            replication.add(self._hubs[topic])
-        replication.start_running()
-        self._spawn(self._watch(replication))
-        return replication
-
-    async def _watch(self, replication: Replication) -> None:
-        try:
-            await replication.opened()
-            await self._keep_one(replication)
-            await replication.wait_closed()
-        except HypercoreError:
-            pass  # It never opened; whoever dialled has the reason.
-        finally:
-            self._replications.discard(replication)
-            self._doubted.discard(replication)
-            remote = replication.remote_public_key
-            if self._by_remote.get(remote) is replication:
-                del self._by_remote[remote]
-
-    async def _keep_one(self, replication: Replication) -> None:
-        """Of two connections to one peer both sides keep the same: the one that the smaller public key dialled.
-
-        When one side dialled both, by two addresses, the handshakes decide.
-        """
-        remote = replication.remote_public_key
-        if remote == self.public_key:
-            await replication.aclose()
-            return
-
-        def rank(each: Replication) -> tuple[bool, bytes]:
-            return each.is_initiator == (self.public_key < remote), each.handshake_hash
-
-        other = self._by_remote.get(remote)
-        if other is None or other.is_closed:
-            self._by_remote[remote] = replication
-        elif other in self._doubted or rank(replication) > rank(other):
-            self._by_remote[remote] = replication
-            await other.aclose()
-        else:
-            await replication.aclose()
+            return self._firewall is not None and bool(self._firewall(key))
+        except Exception as error:
+            # A gate that is broken stays shut, and its error is not hidden.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a swarm's firewall failed", "exception": error}
+            )
+            return True
 
     async def _offered(self, discovery_key: bytes) -> Hub | None:
-        return self._hubs.get(discovery_key) if discovery_key in self._served else None
+        topic = self._topics.get(discovery_key)
+        return topic.hub if topic is not None and topic.core_server else None

@@ -131,6 +131,11 @@ class Connection:
         """64 bytes that only the two ends of this connection know; None before `HandshakeDone`."""
         return self._stream.handshake_hash
 
+    @property
+    def is_established(self) -> bool:
+        """Whether the peer has finished the handshake as well: messages flow both ways."""
+        return self._stream.established
+
     # ---- channels ----
 
     @property

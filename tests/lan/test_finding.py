@@ -11,6 +11,7 @@ import pytest
 from hypercore import Hypercore, Swarm
 from hypercore import finding as finding_module
 from hypercore import swarm as swarm_module
+from hypercore.dialling import MOST_DIALS
 from hypercore.errors import ConnectError
 from hypercore.plugins import open_transport
 from hypercore.transport import ByteStream, Listener, PeerFound, PeerLost, Transport
@@ -255,10 +256,10 @@ def test_a_flood_of_peers_is_dialled_a_few_at_a_time_and_not_all(town: Town, pip
             (person,) = town.people
             for number in range(2000):
                 person.say(found(f"fake-{number}", clone.discovery_key, f"pipe:silent-{number}"))
-            await eventually(lambda: pipes.dialling == finding_module.DIAL_COUNT_MAX)
+            await eventually(lambda: pipes.dialling == MOST_DIALS)
             pipes.answer.set()
             await eventually(lambda: len(pipes.dials) == finding_module.FOUND_COUNT_MAX)
-            assert pipes.dialling_max == finding_module.DIAL_COUNT_MAX
+            assert pipes.dialling_max == MOST_DIALS
 
     run(scene())
 

@@ -22,8 +22,8 @@ def new_name() -> str:
 
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and tries again at once: what is tested is that it does, not when."""
-    monkeypatch.setattr("hypercore.swarm.FIRST_RETRY_SECONDS", 0.001)
-    monkeypatch.setattr("hypercore.swarm.LAST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("hypercore.dialling.FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("hypercore.dialling.LAST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(keeper, "REFRESH_SECONDS", 0.005)
     monkeypatch.setattr(keeper, "TAKE_OVER_SECONDS", 0.01)
     monkeypatch.setattr(keeper, "FIRST_RETRY_SECONDS", 0.001)
