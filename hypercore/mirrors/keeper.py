@@ -386,7 +386,11 @@ class Keeper:
     def _is_complete(self, core: Hypercore) -> bool:
         if self._tally.have < self._tally.want:
             return False
-        if self._plan.end is not None or self.role == "standby" or core.writable:
+        if self.role == "standby" or core.writable:
+            return True
+        if core.hub.local.needs_manifest and any(peer.remote.has_manifest for peer in core.peers):
+            return False  # Without it no reader could tell who signed.
+        if self._plan.end is not None:
             return True
         # Without a word from a source, nothing is known to be all.
         for peer in core.peers:

@@ -344,7 +344,8 @@ class Replicator:
         local = self._local
         wants_manifest = local.needs_manifest and peer.has_manifest
         if peer.length <= local.length:
-            if wants_manifest and peer.length == 0 and not peer.asks:
+            # A log that is complete may lack it, too: a crash came between its first upgrade and its header.
+            if wants_manifest and not peer.asks:
                 asks.append(self._ask(peer, AskKind.MANIFEST, ProofRequest(local.fork, manifest=True), now))
             return
         if self.storing_upgrades or not peer.can_upgrade or peer.acked_length != local.length:

@@ -24,7 +24,7 @@ from hypercore.errors import UnknownSchemeError
 from hypercore.log.engine import Log
 from hypercore.mirrors.tally import count_stored_bytes
 from hypercore.plugins import open_storage
-from hypercore.testing import FaultyStorage, LatencyStorage
+from hypercore.testing import CrashStorage, FaultyStorage, LatencyStorage
 from tests.mirror.scenes import Source, block, new_name, read_from, soon, source_of, until
 from tests.replication.links import eventually
 from tests.running import run
@@ -161,6 +161,24 @@ def test_a_mirror_that_is_started_again_downloads_only_what_is_new(tmp_path: Pat
     names: list[str] = []
     run(scene())
     assert [path.name for path in tmp_path.iterdir()] == names
+
+
+def test_a_mirror_that_was_killed_at_any_step_becomes_whole_and_serves_new_readers() -> None:
+    async def scene() -> None:
+        crash = CrashStorage(open_storage(f"memory:{new_name()}"))
+        inner = open_storage(str(crash.inner))
+        async with inner, source_of(4) as source:
+            async with mirror_of(source, lambda _key: crash) as mirror:
+                await mirror.synced()
+            crash.inner = inner  # The mirror closed its own.
+            for after in range(len(crash.steps) + 1):
+                left = await crash.kill(open_storage("memory:"), after=after)
+                async with mirror_of(source, lambda _key, left=left: left) as mirror:  # type: ignore[misc]
+                    await mirror.synced()
+                    assert mirror.status().have == 4, f"killed after step {after}"
+                    assert await read_from(mirror.addresses[0], source.core.key, 3, 4) == [block(3)]
+
+    run(scene())
 
 
 def test_a_writer_that_cannot_be_dialled_dials_the_mirror() -> None:

@@ -85,6 +85,32 @@ def test_an_upgrade_is_asked_only_when_the_peer_has_heard_our_length() -> None:
     assert ask.request.upgrade == UpgradeRequest(5, 5)
 
 
+@pytest.mark.parametrize("length", [0, 5, 8])
+def test_a_missing_manifest_is_asked_of_a_peer_that_has_it_also_when_nothing_else_is_missing(length: int) -> None:
+    peer = peer_with(5 if length else 0, acked=length)
+    local, replicator = set_up(length, peer)
+    local.needs_manifest = True
+    (ask,) = replicator.next_asks(peer, 0.0)
+    assert (ask.kind, ask.request) == (AskKind.MANIFEST, ProofRequest(0, manifest=True))
+    assert replicator.next_asks(peer, 1.0) == [], "once is enough"
+    replicator.no_data(peer, ask.id, 1.0)
+    assert replicator.next_asks(peer, 2.0) == [], "it does not have it after all"
+
+
+def test_no_upgrade_is_asked_while_the_answer_to_one_is_on_the_way_into_the_storage() -> None:
+    first, second = peer_with(10, acked=5), peer_with(12, acked=5)
+    local, replicator = set_up(5, first, second)
+    (ask,) = replicator.next_asks(first, 0.0)
+    assert replicator.answered(first, messages.Data(ask.id, Proof(0)), 0.1) is ask
+    replicator.storing_upgrades += 1
+    assert replicator.next_asks(first, 0.2) == []
+    assert replicator.next_asks(second, 5.0) == []
+    replicator.storing_upgrades -= 1
+    local.length = 10
+    second.take_sync(messages.Sync(0, 12, 10, True, True, True, True, False), local_fork=0)
+    assert [each.kind for each in replicator.next_asks(second, 5.1)] == [AskKind.UPGRADE]
+
+
 def test_only_one_upgrade_is_in_flight_over_all_peers() -> None:
     first, second = peer_with(10, acked=0), peer_with(12, acked=0)
     _, replicator = set_up(0, first, second)
