@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from hypercore.hookspecs import StorageProvider, hookimpl
 
 if TYPE_CHECKING:
-    from hypercore_redis.storage import RedisStorage, open_storage
+    from hypercore_redis.storage import LostCommitsError, RedisOptions, RedisStorage, open_storage
 
-__all__ = ["RedisStorage", "open_storage"]
+__all__ = ["LostCommitsError", "RedisOptions", "RedisStorage", "open_storage"]
 
 
 def __getattr__(name: str) -> object:

@@ -294,16 +294,18 @@ class Draft:
 
     def arguments(self) -> list[Argument]:
         """Those of `scripts.COMMIT` from whether it takes room on."""
+        if self.staged_count:
+            self.contents.debris.pop("", None)
         fields: list[Argument] = []
-        gone: list[Argument] = []
-        for mark, before, after in (
-            ("/", self._before.sizes, self.contents.sizes),
-            ("-", self._before.debris, {name: ranges for name, ranges in self.contents.debris.items() if name}),
-        ):
-            for name, value in after.items():
-                if before.get(name) != value:
-                    fields += (mark + name, value if isinstance(value, int) else format_ranges(value))
-            gone += [mark + name for name in before if name not in after]
+        gone: list[Argument] = ["-"] if self.staged_count else []
+        for name, size in self.contents.sizes.items():
+            if self._before.sizes.get(name) != size:
+                fields += (f"/{name}", size)
+        for name, ranges in self.contents.debris.items():
+            if self._before.debris.get(name) != ranges:
+                fields += (f"-{name}", format_ranges(ranges))
+        gone += [f"/{name}" for name in self._before.sizes if name not in self.contents.sizes]
+        gone += [f"-{name}" for name in self._before.debris if name not in self.contents.debris]
         arguments: list[Argument] = [int(self.takes_no_room), self.staged_count, len(fields), *fields, len(gone), *gone]
         for step in self._steps:
             data = step.data if isinstance(step.data, int) else b"".join(step.data)

@@ -116,7 +116,7 @@ class TcpProxy:
             while data := await reader.read(_PIECE_BYTES):
                 self.requests += 1
                 if self.requests == self._cut_at:
-                    self._refusing = self._lasting
+                    self._refusing = self._refusing or self._lasting
                     if not self._answered:
                         return
                     lost.set()
@@ -125,9 +125,6 @@ class TcpProxy:
                     await self._held.wait()
                 upstream.write(data)
                 await upstream.drain()
-                if lost.is_set():
-                    await back
-                    return
         except (ConnectionError, asyncio.CancelledError):
             pass  # A side went away, or the test is over.
         finally:
@@ -146,7 +143,7 @@ class TcpProxy:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(_PIECE_BYTES):
                 if lost.is_set():
-                    return
+                    break
                 if not writer.is_closing():
                     writer.write(data)
                     await writer.drain()

@@ -23,9 +23,8 @@ from hypercore.errors import (
     StorageFullError,
 )
 from hypercore.storage import Delete, Operation, Sync, Truncate, Write
-from hypercore_redis import RedisStorage
+from hypercore_redis import LostCommitsError, RedisStorage
 from hypercore_redis.scripts import PAGE_BYTES
-from hypercore_redis.storage import LostCommitsError
 from tests.running import run
 from tests.servers.redis import (
     ALWAYS,

@@ -16,9 +16,8 @@ from hypercore.errors import AddressError, NotDurableError, OptionError, Storage
 from hypercore.plugins import open_storage
 from hypercore.storage import Storage, Write
 from hypercore.urls import parse_address
-from hypercore_redis import RedisStorage
+from hypercore_redis import LostCommitsError, RedisStorage
 from hypercore_redis.options import read_address
-from hypercore_redis.storage import LostCommitsError
 from tests.running import run
 from tests.servers.redis import (
     ALWAYS,
