@@ -23,6 +23,7 @@ import pytest
 from hypercore.core import Hypercore
 from hypercore.plugins import open_transport
 from hypercore.session import Replication
+from hypercore.storage import Storage
 from hypercore.transport import ByteStream
 from tests.interop.node_peer import NodePeer, filled_block
 from tests.running import TEST_TIMEOUT_SECONDS
@@ -206,7 +207,7 @@ class Stage:
 
     # ---- cores ----
 
-    def core(self, key: bytes | None = None, *, storage: str = "memory:", **options: Any) -> Hypercore:
+    def core(self, key: bytes | None = None, *, storage: str | Storage = "memory:", **options: Any) -> Hypercore:
         """A core of ours: a clone with `key`, else a writer."""
         core = Hypercore(storage, key, compat=self.compat if key is None else False, **options)
         self._ours[id(core)] = core

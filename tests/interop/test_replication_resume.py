@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
+from hypercore.core import Hypercore
 from hypercore.errors import BlockNotAvailableError
+from hypercore.plugins import open_storage
 from hypercore.swarm import Swarm
-from hypercore.testing import FlakyStream
+from hypercore.testing import CrashStorage, FlakyStream
 from tests.interop.node_peer import NodePeer
 from tests.interop.stage import (
     NodeCore,
@@ -189,5 +192,33 @@ def test_a_killed_reader_of_nodes_comes_back_and_goes_on(stage: Stage) -> None:
             assert await node_clones_whole(reader, 300) == digest(blocks(0, 300, 2000))
             assert writer.peers[0].blocks_sent == 300 - stored
             await reader.peer.stop()
+
+    stage.run(main())
+
+
+def knows_the_signer(reader: Hypercore, stage: Stage) -> bool:
+    return stage.compat or reader.manifest is not None
+
+
+@all_settings
+def test_a_copy_that_was_killed_at_any_step_becomes_whole_with_node(stage: Stage) -> None:
+    """Its manifest, too, which reaches our storage last."""
+
+    async def main() -> None:
+        writer = await stage.node_writer(4)
+        place = f"memory:{writer.key.hex()}"
+        crash = CrashStorage(open_storage(place))
+        async with open_storage(place) as inner:
+            async with stage.core(writer.key, storage=crash) as reader:
+                await stage.connect(reader)
+                await clone_whole(reader)
+            crash.inner = inner  # The reader closed its own.
+            for after in range(len(crash.steps) + 1):
+                left = await crash.kill(open_storage("memory:"), after=after)
+                async with stage.core(writer.key, storage=left) as reader:
+                    await stage.connect(reader)
+                    await clone_whole(reader)
+                    await eventually(partial(knows_the_signer, reader, stage))
+                    assert await contents(reader) == blocks(0, 4, 20), f"killed after step {after}"
 
     stage.run(main())
