@@ -17,7 +17,15 @@ from typing import Final
 
 from hypercore.contacts import Contact, PeerInfo
 from hypercore.duplex import stream_pair
-from hypercore.errors import AddressError, ClosedError, CorruptError, HypercoreError, StorageConflictError, StorageError
+from hypercore.errors import (
+    AddressError,
+    ClosedError,
+    CorruptError,
+    HypercoreError,
+    OutOfBoundsError,
+    StorageConflictError,
+    StorageError,
+)
 from hypercore.log.engine import Log, LogChange
 from hypercore.peer import Peer
 from hypercore.plugins import is_storage, open_storage
@@ -214,7 +222,7 @@ class StoragePeer:
 
     async def _open(self) -> Log:
         for _ in range(OPEN_ATTEMPTS - 1):
-            with contextlib.suppress(CorruptError):
+            with contextlib.suppress(CorruptError, OutOfBoundsError):
                 return await self._open_once()
         return await self._open_once()
 

@@ -20,10 +20,11 @@ from hypercore.errors import (
     FencedError,
     HypercoreError,
     NotWritableError,
+    OutOfBoundsError,
     StorageError,
 )
 from hypercore.log import oplog
-from hypercore.log.opening import Inspection, inspect, load
+from hypercore.log.opening import Inspection, inspect, load, read_oplog
 from hypercore.log.oplog import Entry
 from hypercore.log.state import DATA, FILES, HEADER, OPLOG, LogState, finish_checkpoint, plan_checkpoint
 from hypercore.storage import Operation, Storage, Sync, Truncate, Write
@@ -244,11 +245,10 @@ class Commits:
             await self.storage.refresh()
             for attempt in range(1, REFRESH_ATTEMPTS + 1):
                 try:
-                    inspection = await inspect(self.storage)
-                    if inspection.oplog == self.seen_oplog:
-                        return False
-                    await self._adopt(inspection)
-                except CorruptError:
+                    if await read_oplog(self.storage) == self.seen_oplog:
+                        return False  # So it is nearly always, and known by the one file.
+                    await self._adopt(await inspect(self.storage))
+                except (CorruptError, OutOfBoundsError):
                     # The writer may have moved things between two of our reads; what is damaged stays so.
                     if attempt == REFRESH_ATTEMPTS:
                         raise

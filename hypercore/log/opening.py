@@ -101,6 +101,19 @@ async def inspect(storage: Storage) -> Inspection:
     return Inspection(sizes=sizes, oplog=data, image=image, header=header, external=external)
 
 
+async def read_oplog(storage: Storage) -> bytes:
+    """File `oplog` as it is; empty when it is missing, or longer than any log makes it, which `inspect` explains."""
+    try:
+        file = await storage.open(OPLOG)
+    except StorageMissingError:
+        return b""
+    try:
+        size = await file.size()
+        return await file.read(0, size) if 0 < size <= oplog.MAX_OPLOG_SIZE else b""
+    finally:
+        await file.aclose()
+
+
 async def _size(storage: Storage, name: str) -> int:
     file = await storage.open(name)
     try:

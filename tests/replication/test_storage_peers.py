@@ -575,6 +575,7 @@ def test_a_storage_is_looked_at_only_while_somebody_follows(place: str, wrapped:
                 swarm.join(reader)
                 await reader.update()
                 await reader.download(0, 3).done()
+                await reader.update()  # A look that had begun before is over now.
                 *_, storage = opened
                 before = storage.round_trips
                 for _ in range(50):
