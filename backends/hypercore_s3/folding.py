@@ -32,11 +32,11 @@ INLINE_PAGE_SIZE: Final = 1024
 #: All that stays in the index so. It is part of every opening.
 INLINE_SIZE_MAX: Final = 128 * 1024
 #: Of a file up to this size all pages go into every checkpoint, if they are at hand: it is read whole at opening.
-SMALL_FILE_SIZE: Final = 256 * 1024
+SMALL_FILE_SIZE: Final = 512 * 1024
 #: Pages that are written again only for being next to the index.
 CARRIED_SIZE_MAX: Final = 512 * 1024
 #: What opening reads before the index.
-HOT_SIZE_MAX: Final = 2 << 20
+HOT_SIZE_MAX: Final = 1 << 20
 
 #: The bytes of a file between two offsets, of which these are the extents, if they are at hand.
 Known = Callable[[Sequence[Extent], int, int], bytes | None]
@@ -149,7 +149,7 @@ class _Sorter:
 def fold(contents: Contents, known: Known, unique: bytes) -> Fold:
     """The checkpoint of `contents` as they are now. Nothing is changed."""
     sorter = _Sorter(known)
-    for file in contents.files.values():
+    for file in sorted(contents.files.values(), key=lambda file: file.size):
         sorter.add(file)
     # The pages of small files are those that opening reads.
     sorter.full_pages.sort(key=lambda piece: -piece.file.size)

@@ -239,7 +239,7 @@ class Journal:
                 if check is not None:
                     check(commit)
                 contents.apply(commit)
-            at_once = min(4 * at_once, self._at_once)
+            at_once = min(2 * at_once, self._at_once)
 
     async def _probe(self, sequence: int) -> Commit | None:
         try:

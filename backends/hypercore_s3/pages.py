@@ -18,8 +18,8 @@ from hypercore_s3.place import Place
 
 #: One GET of a larger read; several of them run side by side.
 GET_FRAMES_MAX: Final = (4 << 20) // FRAME_SIZE
-#: Reading ahead asks for less at once, so that the reader gets the first part early.
-AHEAD_FRAMES: Final = (1 << 20) // FRAME_SIZE
+#: Reading ahead asks for less at once, so that the reader gets the first part early: a little over 1 MiB.
+AHEAD_FRAMES: Final = 1 + (1 << 20) // FRAME_SIZE
 
 #: A frame: its object's name and its number.
 Key = tuple[str, int]

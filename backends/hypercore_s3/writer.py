@@ -19,7 +19,7 @@ from hypercore_s3.contents import Plan
 from hypercore_s3.folding import Fold, fold, switch
 from hypercore_s3.frames import body_of, cut
 from hypercore_s3.journal import Journal
-from hypercore_s3.layout import Commit, encode_front
+from hypercore_s3.layout import Commit, checkpoint_sequence, encode_front
 from hypercore_s3.lease import FoundHead, Lease
 from hypercore_s3.objects import ConditionFailedError
 from hypercore_s3.pages import Pages
@@ -30,8 +30,8 @@ FOLD_COMMITS: Final = 256
 FOLD_BYTES: Final = 8 << 20
 #: Above so many times of that, commits wait for the fold.
 PRESSURE: Final = 4
-#: Closing folds when there are more: they are one request each for whoever opens next.
-CLOSING_COMMITS: Final = 4
+#: Closing folds when there is more than the fence of opening: every commit is a request for whoever opens next.
+CLOSING_COMMITS: Final = 1
 #: After a fold that failed, so many more commits or bytes come first, in parts of what makes one due.
 RETRY_PART: Final = 4
 
@@ -83,8 +83,8 @@ class Writer:
             return
         journal, lease = self._journal, self._lease
         found = journal.found
-        if found is None or not found.head.released:
-            # What was seen of the holder may be old; a head that was given back waits for anyone.
+        if found is not None and not found.head.released:
+            # What was seen of the holder may be old. Of other heads the PUT finds out.
             found = await journal.look()
         taken = await lease.take(found, lost=journal.lost)
         try:
@@ -333,7 +333,7 @@ class Writer:
         self._journal.folded(folded.pointer)
         for number, data in enumerate(folded.frames):
             self._pages.keep(folded.body, number, data)
-        await self._remove_doomed()
+        await self._remove_doomed(folded.pointer.sequence)
 
     async def _move(self, folded: Fold, *, release: bool) -> None:
         try:
@@ -344,13 +344,20 @@ class Writer:
             self._poison = self._poison or error
             raise
 
-    async def _remove_doomed(self) -> None:
+    async def _strays(self, covered: int) -> list[str]:
+        """Checkpoints that no index names: the folds that the writer before us did not finish.
+
+        Later ones than the commit that our own covers are none of our business, because we may have been replaced.
+        """
+        names = set(await self._place.names("checkpoints/")) - self._journal.contents.objects
+        return sorted(name for name in names if (checkpoint_sequence(name) or covered) < covered)
+
+    async def _remove_doomed(self, covered: int) -> None:
         contents = self._journal.contents
         doomed = sorted(contents.doomed)
         try:
             if self._sweeps:
-                # A fold that the one before did not finish left a checkpoint that no index names.
-                doomed += sorted(set(await self._place.names("checkpoints/")) - contents.objects - contents.doomed)
+                doomed += await self._strays(covered)
             await self._place.delete(doomed)
             self._sweeps = False
         except StorageError as error:
