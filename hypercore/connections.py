@@ -96,6 +96,10 @@ class Connections:
         """The connections whose handshake is done."""
         return [each for same in self._by_key.values() for each in same if not each.is_closed]
 
+    def __len__(self) -> int:
+        """All, also those that shake hands or end."""
+        return len(self._all)
+
     def __contains__(self, connection: object) -> bool:
         return connection in self._all
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 
 import pytest
 
-from hypercore import dialling as dialling_module
-from hypercore import swarm as swarm_module
 from hypercore.core import Hypercore
-from hypercore.crypto import KeyPair
 from hypercore.errors import (
     AddressError,
     BlockNotAvailableError,
@@ -21,72 +17,33 @@ from hypercore.errors import (
     TransportError,
     WaitTimeoutError,
 )
-from hypercore.plugins import open_transport
 from hypercore.swarm import Swarm
-from hypercore.transport import ByteStream, Listener, Transport
 from tests.replication.links import eventually
+from tests.replication.swarms import LARGE, SMALL, GatedTransport, install, names, retry_at_once, writer_of
 from tests.running import run
-
-_names = (f"pipe:swarm-{number}" for number in itertools.count())
-SMALL, LARGE = sorted((KeyPair.from_seed(bytes([n]) * 32) for n in (1, 2)), key=lambda pair: pair.public_key)
 
 
 @pytest.fixture
 def address() -> str:
-    return next(_names)
+    return next(names)
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries again at once: what is tested is that it does, not when."""
-    monkeypatch.setattr(dialling_module, "FIRST_RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(dialling_module, "LAST_RETRY_SECONDS", 0.01)
-
-
-async def writer_of(count: int) -> Hypercore:
-    core = Hypercore("memory:")
-    await core.ready()
-    await core.append([b"block %d" % index for index in range(count)])
-    return core
-
-
-class GatedTransport(Transport):
-    """Dials what another transport dials, each address once it was let through."""
-
-    def __init__(self, address: str) -> None:
-        self._inner = open_transport(address)
-        self.gates: dict[str, asyncio.Event] = {}
-        self.dialling: list[str] = []
-
-    async def connect(self, address: str, *, timeout_seconds: float = 10.0) -> ByteStream:
-        self.dialling.append(address)
-        await self.gates.setdefault(address, asyncio.Event()).wait()
-        return await self._inner.connect(address, timeout_seconds=timeout_seconds)
-
-    async def listen(self, address: str) -> Listener:
-        return await self._inner.listen(address)
-
-    def let(self, address: str) -> None:
-        self.gates.setdefault(address, asyncio.Event()).set()
+    retry_at_once(monkeypatch)
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[[], GatedTransport]:
-    """Gives the transport that the next swarm dials with."""
-    made: list[GatedTransport] = []
+    """Gives the transport that the swarms dial with from then on."""
 
-    def open_gated(address: str) -> Transport:
-        made.append(GatedTransport(address))
-        return made[-1]
-
-    def install() -> GatedTransport:
-        monkeypatch.setattr(swarm_module, "open_transport", open_gated)
-        open_gated("pipe:")
-        gated = made[-1]
-        monkeypatch.setattr(swarm_module, "open_transport", lambda _: gated)
+    def install_gated() -> GatedTransport:
+        gated = GatedTransport("pipe:")
+        install(gated, monkeypatch)
         return gated
 
-    return install
+    return install_gated
 
 
 # ---- listening and dialling ----------------------------------------------------------------------------
@@ -129,7 +86,7 @@ def test_a_swarm_listens_at_several_addresses(address: str) -> None:
 def test_an_address_that_is_taken_is_told_and_leaves_nothing_behind(address: str) -> None:
     async def main() -> None:
         async with Swarm(address):
-            other = next(_names)
+            other = next(names)
             with pytest.raises(TransportError):
                 await Swarm(other, address).start()
             async with Swarm(other):
@@ -178,7 +135,7 @@ def test_update_waits_for_the_first_round_and_no_longer(
         async with await writer_of(5) as writer, Swarm(address) as server, Hypercore("memory:", writer.key) as reader:
             server.join(writer)
             gated = gate()
-            nowhere = next(_names)
+            nowhere = next(names)
             swarm = Swarm(peers=[address, nowhere])
             if joins == "before the start":
                 swarm.join(reader)
@@ -361,7 +318,7 @@ def test_two_programs_that_dial_each_other_end_with_one_connection(
     async def main() -> None:
         async with await writer_of(50) as writer, Hypercore("memory:", writer.key) as reader:
             gated = gate()
-            at_small, at_large = next(_names), next(_names)
+            at_small, at_large = next(names), next(names)
             small = Swarm(at_small, peers=[at_large], key_pair=SMALL)
             large = Swarm(at_large, peers=[at_small], key_pair=LARGE)
             small.join(writer)
@@ -395,7 +352,7 @@ def test_two_programs_that_dial_each_other_end_with_one_connection(
 def test_a_peer_that_is_dialled_by_two_addresses_is_connected_once(gate: Callable[[], GatedTransport]) -> None:
     async def main() -> None:
         async with await writer_of(5) as writer, Hypercore("memory:", writer.key) as reader:
-            addresses = [next(_names), next(_names), next(_names)]
+            addresses = [next(names), next(names), next(names)]
             async with Swarm(*addresses) as server, Swarm(peers=addresses) as swarm:
                 server.join(writer)
                 swarm.join(reader)

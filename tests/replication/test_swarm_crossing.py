@@ -1,0 +1,169 @@
+"""Two programs that dial each other keep one connection, the same one; and a peer that comes back is let in at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from hypercore import connections as connections_module
+from hypercore.core import Hypercore
+from hypercore.crypto import KeyPair
+from hypercore.peer import Peer
+from hypercore.plugins import open_transport
+from hypercore.swarm import Swarm
+from tests.processes import Program, running
+from tests.replication.links import eventually
+from tests.replication.swarms import LARGE, SMALL, Crossroads, install, names, retry_at_once, writer_of
+from tests.running import run
+
+SEED = 17
+COUNT = 1000
+PROGRAM = Path(__file__).parent / "swarm_program.py"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    retry_at_once(monkeypatch)
+
+
+def is_settled(one: Swarm, other: Swarm) -> bool:
+    """Whether both have one connection and nothing under way or ending, and it is the same one."""
+    ours, theirs = one.connections(), other.connections()
+    return (
+        len(ours) == len(theirs) == len(one._connections) == len(other._connections) == 1
+        and ours[0].handshake_hash == theirs[0].handshake_hash
+    )
+
+
+@pytest.mark.parametrize("scheme", ["pipe", "tcp"])
+def test_dials_that_cross_a_thousand_times_end_with_one_connection_each_time_and_no_request_is_lost(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = COUNT
+
+    async def main() -> None:
+        crossroads = Crossroads(open_transport(f"{scheme}:"), SEED)
+        install(crossroads, monkeypatch)
+        random = Random(SEED)
+        if scheme == "pipe":
+            at_small, at_large = next(names), next(names)
+        else:
+            at_small, at_large = "tcp://127.0.0.1:0", "tcp://127.0.0.1:0"
+            async with Swarm(at_small) as one, Swarm(at_large) as other:  # Ports that are free.
+                (at_small,), (at_large,) = one.addresses, other.addresses
+        async with await writer_of(count) as writer, Hypercore("memory:", writer.key) as reader:
+            small = Swarm(at_small, peers=[at_large], key_pair=SMALL)
+            large = Swarm(at_large, peers=[at_small], key_pair=LARGE)
+            small.join(writer)
+            large.join(reader)
+            requests: list[asyncio.Task[bytes]] = []
+
+            def ask(peer: Peer, is_there: bool) -> None:
+                if is_there and len(requests) < crossroads.meetings:
+                    requests.append(asyncio.create_task(reader.get(len(requests))))
+
+            reader.hub.on_peer.append(ask)
+            async with small, large:
+                for number in range(count):
+                    await eventually(lambda: crossroads.dials == 2 * number + 2 and is_settled(small, large))  # noqa: B023
+                    await eventually(lambda: len(requests) == number + 1)  # noqa: B023
+                    assert await requests[number] == b"block %d" % number, f"seed {SEED}"
+                    assert is_settled(small, large), f"seed {SEED}, crossing {number}"
+                    random.choice((small, large)).connections()[0].abort()
+                    await eventually(lambda: not is_settled(small, large))
+
+    run(main(), timeout_seconds=180)
+
+
+async def start_program(program: Program, **options: object) -> dict[str, object]:
+    await program.type(json.dumps(options) + "\n")
+    said = await program.json()
+    assert isinstance(said, dict)
+    return said
+
+
+def test_two_processes_that_cross_a_thousand_times_have_one_connection_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other process waits with each dial until it is told, as this one does."""
+    count = COUNT
+
+    async def main() -> None:
+        random = Random(SEED)
+        crossroads = Crossroads(open_transport("tcp:"), SEED)
+        install(crossroads, monkeypatch)
+
+        async def look() -> tuple[list[str], int]:
+            await program.type("look\n")
+            while "connections" not in (said := await program.json()):
+                dials.append(said)
+            return said["connections"], said["count"]
+
+        dials: list[object] = []
+        async with running(sys.executable, PROGRAM) as program, Swarm("tcp://127.0.0.1:0") as door:
+            ours = door.addresses[0]
+            await door.destroy()
+            there = await start_program(program, seed=2, listen="tcp://127.0.0.1:0", peers=[ours], gated=True)
+            theirs = str(there["addresses"][0])  # type: ignore[index]
+            async with Hypercore("memory:", str(there["key"])) as reader, Swarm(ours, peers=[theirs]) as swarm:
+                swarm.join(reader)
+                for number in range(count):
+                    while not dials:
+                        dials.append(await program.json())
+                    assert dials == [{"dialling": number}], f"seed {SEED}"
+                    dials.clear()
+                    await crossroads.meet()
+                    await program.type("go\n")
+                    while True:
+                        hashes, count_there = await look()
+                        here = [each.handshake_hash.hex() for each in swarm.connections()]
+                        if here == hashes and len(here) == count_there == len(swarm._connections) == 1:
+                            break
+                    assert await reader.get(number % 100) == b"block %d" % (number % 100)
+                    if number + 1 < count:
+                        if random.random() < 0.5:
+                            swarm.connections()[0].abort()
+                        else:
+                            await program.type("cut\n")
+                        await eventually(lambda: not swarm.connections())
+                assert not dials
+
+    run(main(), timeout_seconds=180)
+
+
+@pytest.mark.parametrize("chooser", ["here", "there"])
+def test_a_restarted_peer_is_let_in_while_its_old_connection_is_dead_and_does_not_know(
+    chooser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is frozen, so that its kernel goes on answering for it. The new one has its key."""
+    monkeypatch.setattr(connections_module, "CHOICE_SECONDS", 0.1)
+
+    async def main() -> None:
+        keys = {seed: KeyPair.from_seed(bytes([seed]) * 32).public_key for seed in (3, 4)}
+        smaller, larger = sorted(keys, key=lambda seed: keys[seed])
+        here, there = (smaller, larger) if chooser == "here" else (larger, smaller)
+        async with Swarm("tcp://127.0.0.1:0", key_pair=KeyPair.from_seed(bytes([here]) * 32)) as swarm:
+            async with running(sys.executable, PROGRAM) as old, running(sys.executable, PROGRAM) as new:
+                said = await start_program(old, seed=there, peers=swarm.addresses)
+                async with Hypercore("memory:", str(said["key"])) as reader:
+                    swarm.join(reader)
+                    await eventually(lambda: bool(reader.peers))
+                    assert await reader.get(0) == b"block 0"
+                    (dead,) = swarm.connections()
+                    old.process.send_signal(signal.SIGSTOP)
+                    await start_program(new, seed=there, peers=swarm.addresses)
+                    await eventually(lambda: any(each is not dead for each in swarm.connections()))
+                    assert await reader.get(1) == b"block 1"
+                    await eventually(lambda: len(swarm.connections()) == 1)
+                    assert swarm.connections() != [dead]
+                    assert swarm.connections()[0].remote_public_key == keys[there]
+                    assert await reader.get(2) == b"block 2"
+                    assert len(reader.peers) == 1
+
+    run(main())
