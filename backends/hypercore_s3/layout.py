@@ -22,6 +22,7 @@ from hypercore_s3.frames import FRAME_SIZE, Body
 VERSION: Final = 1
 HEAD: Final = "head"
 _COMMIT_NAME: Final = re.compile(r"commits/[0-9a-f]{16}")
+_PROBE_NAME: Final = re.compile(r"probe-[0-9a-f]{32}")
 _CHECKPOINT_NAME: Final = re.compile(r"checkpoints/([0-9a-f]{16})-[0-9a-f]{16}")
 
 #: No file grows beyond it, so that sums of offsets fit into 64 bits.
@@ -46,6 +47,11 @@ def checkpoint_name(sequence: int, unique: bytes) -> str:
     return f"checkpoints/{sequence:016x}-{unique.hex()}"
 
 
+def probe_name(owner: bytes) -> str:
+    """What the object is called on which `owner` tries the endpoint's conditions; it is there for a moment."""
+    return f"probe-{owner.hex()}"
+
+
 def checkpoint_sequence(name: str) -> int | None:
     """The number that a checkpoint's name says; None for what is no checkpoint."""
     match = _CHECKPOINT_NAME.fullmatch(name)
@@ -60,9 +66,9 @@ def commit_sequence(name: str) -> int | None:
 def belongs(name: str) -> bool:
     """Whether an object of this name is ours, or of another storage below this one's prefix."""
     parts = name.split("/")
-    return parts[-1] == HEAD or any(
-        pattern.fullmatch("/".join(parts[-2:])) for pattern in (_COMMIT_NAME, _CHECKPOINT_NAME)
-    )
+    if parts[-1] == HEAD or _PROBE_NAME.fullmatch(parts[-1]):
+        return True
+    return any(pattern.fullmatch("/".join(parts[-2:])) for pattern in (_COMMIT_NAME, _CHECKPOINT_NAME))
 
 
 # ---- the head -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hypercore.errors import FencedError, LockedError, StorageError
-from hypercore_s3.layout import HEAD, Head, Pointer, decode_head, encode_head
+from hypercore_s3.layout import HEAD, Head, Pointer, decode_head, encode_head, probe_name
 from hypercore_s3.objects import ConditionFailedError, ObjectMissingError
 from hypercore_s3.place import Place
 
@@ -193,7 +193,7 @@ async def prove_conditions(place: Place, owner: bytes) -> None:
 
     Raises `StorageError` that names the endpoint when they are not: two writers would overwrite each other there.
     """
-    name, pieces = f"probe-{owner.hex()}", [b"whether this endpoint honours conditional writes"]
+    name, pieces = probe_name(owner), [b"whether this endpoint honours conditional writes"]
     etag = await place.put(name, pieces)
     ignored = []
     try:

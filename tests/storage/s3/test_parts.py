@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from random import Random
 
@@ -52,7 +53,7 @@ def test_extents_say_of_each_byte_what_a_list_of_bytes_says(seed: int) -> None:
         model[start:end] = [None if source is None else (source, offset + index) for index in range(end - start)]
         held = list(extents)
         assert all(one.start < one.end for one in held), f"seed {seed}"
-        assert all(one.end <= two.start for one, two in zip(held, held[1:], strict=False)), f"seed {seed}"
+        assert all(one.end <= two.start for one, two in itertools.pairwise(held)), f"seed {seed}"
         first = random.randrange(200)
         last = random.randrange(first, 201)
         found: list[tuple[object, int] | None] = [None] * (last - first)
