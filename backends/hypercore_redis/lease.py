@@ -31,7 +31,7 @@ from hypercore.errors import (
     StorageFullError,
 )
 from hypercore_redis import scripts
-from hypercore_redis.channel import Channel, Reply
+from hypercore_redis.channel import Channel, LostConnectionError, Reply
 from hypercore_redis.options import PlaceOptions
 from hypercore_redis.pages import DROPPED_PAGES_MAX, Contents, Draft, Layout, format_ranges
 from hypercore_redis.scripts import Argument
@@ -111,8 +111,10 @@ class Lease:
 
     async def _hold(self) -> Contents:
         self._check_changeable()
-        if self.contents is not None:
-            return self.contents
+        known = await self.known()
+        self._check_changeable()
+        if known is not None:
+            return known
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())}
         arguments = (
             self._who,
@@ -124,14 +126,13 @@ class Lease:
         keys = (self._layout.head, self._layout.guard)
         reply = await self._session.patiently(lambda channel: run_on(channel, scripts.ACQUIRE, keys, arguments))
         match reply[0]:
-            case b"mine":
-                contents = self._adopt(reply)
             case b"held":
                 raise LockedError(self._describe(reply[1], int(reply[2])))
             case b"gone":
                 self._lose(-1)
-            case _:
+            case b"format":
                 check_format(reply[1] if len(reply) > 1 else None, self._session)
+        contents = self._adopt(reply)
         # Whatever comes over a new connection comes after it is known whether we are still the writer.
         self._session.greet = self._resume
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
@@ -209,40 +210,83 @@ class Lease:
         Raises `FencedError`, `StorageFullError` and other `StorageError`; after the last, whether it was done is
         found out by the next call.
         """
-        await to_the_end(self._commit(build))
+        if self._turn.locked() or self.contents is None or not self._session.alive:
+            await to_the_end(self._commit(build))
+            return
+        # Mostly there is one reply to wait for, which needs no task.
+        async with self._turn:
+            draft = Draft(self._layout, self.contents)
+            build(draft)
+            if draft.is_empty:
+                return
+            reply = None
+            number = self.sequence + 1
+            if not draft.is_large:
+                sending = self._session.send(scripts.COMMIT.command(draft.keys, self._arguments(draft, number)))
+                self._in_doubt = True
+                try:
+                    reply = await asyncio.shield(sending)
+                except asyncio.CancelledError:
+                    await to_the_end(self._settle(draft, number, sending))
+                    raise
+                except (LostConnectionError, ResponseError):
+                    pass  # what it means, and whether to try again, is decided below
+            if reply == 1:
+                self._committed(draft, number)
+            else:
+                await to_the_end(self._carry_out(draft, number))
+
+    async def _settle(self, draft: Draft, number: int, sending: Awaitable[Reply]) -> None:
+        reply = None
+        with contextlib.suppress(LostConnectionError, ResponseError):
+            reply = await sending
+        if reply == 1:
+            self._committed(draft, number)
+        else:
+            await self._carry_out(draft, number)
 
     async def _commit(self, build: Callable[[Draft], None]) -> None:
         async with self._turn:
             draft = Draft(self._layout, await self._hold())
             build(draft)
-            if draft.is_empty:
-                return
-            try:
-                if draft.is_large:
-                    await self._put_aside(draft)
-                await self._send(draft)
-            except StorageFullError:
-                raise
-            except HypercoreError:
-                # The next call begins with asking the head what is true.
-                self._session.drop("what the head says is in doubt")
-                raise
-            finally:
-                if self.contents is not None and self.contents.debris:
-                    self._untidy.set()
+            if not draft.is_empty:
+                await self._carry_out(draft, self.sequence + 1)
 
-    async def _send(self, draft: Draft) -> None:
-        keys, arguments = draft.keys, draft.arguments()
-        number = self.sequence + 1
+    async def _carry_out(self, draft: Draft, number: int) -> None:
+        """Patiently, as commit `number`, which an earlier try may have been already."""
+        try:
+            if draft.is_large:
+                await self._put_aside(draft)
+            await self._send(draft, number)
+        except StorageFullError:
+            raise
+        except HypercoreError:
+            # The next call begins with asking the head what is true.
+            self._session.drop("what the head says is in doubt")
+            raise
+        finally:
+            if self.contents is not None and self.contents.debris:
+                self._untidy.set()
 
+    def _arguments(self, draft: Draft, number: int) -> tuple[Argument, ...]:
+        return (self._writer, number - 1, number, self._milliseconds, *draft.arguments())
+
+    def _committed(self, draft: Draft, number: int) -> None:
+        self.sequence = number
+        self.contents = draft.contents
+        self._in_doubt = False
+        self._used_at = asyncio.get_running_loop().time()
+        if draft.contents.debris:
+            self._untidy.set()
+
+    async def _send(self, draft: Draft, number: int) -> None:
         async def send(channel: Channel) -> Reply:
             self._check_changeable()
             if self.sequence == number:
                 return 1  # a connection was lost after it, and resuming found it done
             self._in_doubt = True
-            whole = (self._writer, number - 1, number, self._milliseconds, *arguments)
             try:
-                reply = await run_on(channel, scripts.COMMIT, keys, whole)
+                reply = await run_on(channel, scripts.COMMIT, draft.keys, self._arguments(draft, number))
             except ResponseError:
                 self._in_doubt = False
                 raise
@@ -257,9 +301,7 @@ class Lease:
             raise
         if reply != 1:
             raise StorageError(f"{self._session}: what was put aside for a large commit is gone; nothing was changed")
-        self.sequence = number
-        self.contents = draft.contents
-        self._used_at = asyncio.get_running_loop().time()
+        self._committed(draft, number)
 
     async def _persist(self, work: Callable[[Channel], Awaitable[Reply]]) -> Reply:
         """Do `work`, which names the writer; again if an older connection of ours had a last word meanwhile."""

@@ -184,7 +184,9 @@ def server_of(client: object) -> Server:
 def server_at(target: Target) -> Server:
     """The server that an address means."""
     options = target.options
-    common: dict[str, Any] = {"socket_connect_timeout": options.timeout_seconds, "socket_timeout": None}
+    # One of several hosts that does not answer must leave time for the next one.
+    connect_seconds = options.timeout_seconds / 4
+    common: dict[str, Any] = {"socket_connect_timeout": connect_seconds, "socket_timeout": None}
     if target.tls:
         common |= {
             "ssl_ca_certs": _path(options.tls_ca_file),
@@ -203,7 +205,7 @@ def server_at(target: Target) -> Server:
             "host": host,
             "port": port,
             "startup_nodes": [ClusterNode(*other) for other in others] or None,
-            "socket_timeout": options.timeout_seconds,
+            "socket_timeout": connect_seconds,
             "ssl": target.tls,
             "protocol": 2,
         }
@@ -212,8 +214,8 @@ def server_at(target: Target) -> Server:
     arguments = {**common, **login, "db": options.db, "protocol": 2}
     if options.sentinel is not None:
         sentinel_arguments = {
-            "socket_connect_timeout": options.timeout_seconds,
-            "socket_timeout": options.timeout_seconds,
+            "socket_connect_timeout": connect_seconds,
+            "socket_timeout": connect_seconds,
             "username": options.sentinel_username,
             "password": options.sentinel_password,
             "ssl": target.tls,

@@ -86,6 +86,11 @@ class Session:
 
     # ---- asking --------------------------------------------------------------------------------------
 
+    def send(self, command: Command) -> asyncio.Future[Reply]:
+        """The future reply to a command, over the connection that is there. Errors are those of the channel."""
+        assert self._channel is not None
+        return self._channel.send(command)
+
     async def ask(self, command: Command) -> Reply:
         """The reply to a command that may be carried out twice. Raises `StorageError`."""
         channel = self._channel
@@ -162,7 +167,8 @@ class Session:
                 await channel.aclose()
             async with asyncio.timeout(self._timeout_seconds):
                 connection = await self.server.connect(self.key)
-            channel = Channel(connection, timeout_seconds=self._timeout_seconds)
+            # A connection that died unnoticed must be given up in time for another try.
+            channel = Channel(connection, timeout_seconds=self._timeout_seconds / 2)
             try:
                 await self._examine(channel)
                 if self._durable:

@@ -256,6 +256,49 @@ def test_an_outcome_that_cannot_be_found_out_in_time_is_an_error_and_is_found_ou
     run(scenario(False))
 
 
+def test_a_change_after_an_unknown_outcome_comes_on_top_of_it(redis: RedisServer) -> None:
+    async def scenario(applied: bool) -> None:
+        async with TcpProxy(redis.port) as proxy:
+            storage = storage_at(proxy, timeout_seconds=0.2)
+            await storage.commit([Write("data", 0, b"old")])
+            proxy.cut(at=1, answered=applied, lasting=True)
+            with pytest.raises(StorageError, match="not known"):
+                await storage.commit([Write("data", 3, b" unknown")])
+            proxy.mend()
+            # Nobody has looked what is true, and the next one is done nevertheless, once.
+            await storage.commit([Write("new", 0, b"next")])
+            assert await content(storage, "new") == b"next"
+            assert await content(storage) == (b"old unknown" if applied else b"old")
+            assert storage.lease.sequence == (3 if applied else 2)
+            await storage.aclose()
+
+    run(scenario(True))
+    run(scenario(False))
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_connection_that_breaks_under_many_callers_does_each_commit_once(redis: RedisServer, answered: bool) -> None:
+    async def scenario() -> None:
+        async with TcpProxy(redis.port) as proxy:
+            storage = storage_at(proxy)
+            await storage.commit([Write("data", 0, bytes(100))])
+            file = await storage.open("data")
+            for number in range(1, 30):
+                proxy.cut(at=1 + number % 3, answered=answered)
+                await asyncio.gather(
+                    file.read(0, 5),
+                    storage.commit([Write("data", number, bytes([number]))]),
+                    file.read(5, 5),
+                    storage.commit([Write("count", 0, bytes([number]))]),
+                    file.size(),
+                )
+                assert storage.lease.sequence == 1 + 2 * number
+                assert (await content(storage))[: number + 1] == bytes(range(number + 1))
+            await storage.aclose()
+
+    run(scenario())
+
+
 def test_a_request_that_arrives_after_its_connection_was_given_up_changes_nothing(redis: RedisServer) -> None:
     async def scenario() -> None:
         async with TcpProxy(redis.port) as slow:
