@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from hypercore.errors import StorageError
 from hypercore.storage import check_range
@@ -33,9 +32,7 @@ from hypercore_s3.answers import (
 from hypercore_s3.boto_driver import make_client, meaning, place_of
 from hypercore_s3.objects import DELETE_KEYS_MAX, Found
 from hypercore_s3.retrying import RetryingClient
-from hypercore_s3.threads import Threads, Wanted
-
-T = TypeVar("T")
+from hypercore_s3.threads import Wanted
 
 #: Below this, joining the pieces of a body is cheaper than sending them one by one.
 JOINED_BYTES_MAX: Final = 1 << 20
@@ -88,8 +85,6 @@ class BotoClient(RetryingClient):
             timeout_seconds=timeout_seconds,
             most_connections=most_connections,
         )
-        self._threads = Threads(most_connections, f"s3 {bucket}")
-        self._making = threading.Lock()
         self._client = client
         self._client_is_ours = client is None
 
@@ -106,12 +101,12 @@ class BotoClient(RetryingClient):
         self.counts.bytes_got += len(found.data)
         return found
 
-    def _get(self, asked: Asked, offset: int, size: int | None, client: Any, wanted: Wanted) -> Found | None:
+    def _get(self, asked: Asked, offset: int, size: int | None, wanted: Wanted) -> Found | None:
         wish = range_header(offset, size)
         parameters = {"Range": wish} if wish is not None else {}
         try:
-            answer = client.get_object(Bucket=self._bucket, Key=asked.key, **parameters)
-        except client.exceptions.ClientError as error:
+            answer = self._client.get_object(Bucket=self._bucket, Key=asked.key, **parameters)
+        except self._client.exceptions.ClientError as error:
             if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
                 return None
             raise
@@ -125,8 +120,8 @@ class BotoClient(RetryingClient):
             body.close()
         return _found(answer, data, len(data) if extent.object_size is None else extent.object_size)
 
-    def _head(self, asked: Asked, client: Any, wanted: Wanted) -> Found:
-        answer = client.head_object(Bucket=self._bucket, Key=asked.key)
+    def _head(self, asked: Asked, wanted: Wanted) -> Found:
+        answer = self._client.head_object(Bucket=self._bucket, Key=asked.key)
         return _found(answer, b"", answer["ContentLength"])
 
     async def put(
@@ -139,14 +134,14 @@ class BotoClient(RetryingClient):
         if if_etag is not None:
             condition["IfMatch"] = if_etag
 
-        def work(client: Any, wanted: Wanted) -> str:
+        def request(wanted: Wanted) -> str:
             body = b"".join(pieces) if size <= JOINED_BYTES_MAX else Pieces(pieces)
-            answer = client.put_object(
+            answer = self._client.put_object(
                 Bucket=self._bucket, Key=key, Body=body, ContentMD5=content_md5(pieces), **condition
             )
             return str(answer.get("ETag", ""))
 
-        return await self._ask(Asked("put", key, self.place), size, work)
+        return await self._ask(Asked("put", key, self.place), size, request)
 
     async def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), DELETE_KEYS_MAX):
@@ -154,9 +149,9 @@ class BotoClient(RetryingClient):
             asked = Asked("delete", batch[0], self.place)
             await self._ask(asked, 0, partial(self._delete, asked, batch))
 
-    def _delete(self, asked: Asked, keys: Sequence[str], client: Any, wanted: Wanted) -> None:
+    def _delete(self, asked: Asked, keys: Sequence[str], wanted: Wanted) -> None:
         objects = [{"Key": key} for key in keys]
-        answer = client.delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
+        answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
         for problem in answer.get("Errors", ()):
             code, message = problem.get("Code", ""), problem.get("Message", "")
             if code not in ("NoSuchKey", "404"):
@@ -176,10 +171,10 @@ class BotoClient(RetryingClient):
         return keys
 
     def _list(
-        self, asked: Asked, after: str, limit: int, token: str | None, client: Any, wanted: Wanted
+        self, asked: Asked, after: str, limit: int, token: str | None, wanted: Wanted
     ) -> tuple[Sequence[str], str | None]:
         parameters = {"ContinuationToken": token} if token is not None else {"StartAfter": after} if after else {}
-        answer = client.list_objects_v2(Bucket=self._bucket, Prefix=asked.key, MaxKeys=limit, **parameters)
+        answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=asked.key, MaxKeys=limit, **parameters)
         keys = [entry["Key"] for entry in answer.get("Contents", ())]
         if not answer.get("IsTruncated"):
             return keys, None
@@ -188,40 +183,17 @@ class BotoClient(RetryingClient):
             raise StorageError(f"{self.place}: {asked} goes on without end")
         return keys, following
 
-    async def _ask(self, asked: Asked, size: int, work: Callable[[Any, Wanted], T]) -> T:
-        """Have `work` done in a thread, as often as it takes; every time is one request."""
-        counted = {"get": "gets", "put": "puts", "list": "lists", "delete": "deletes"}[asked.verb]
+    def _load(self) -> None:
+        if self._client is None:
+            self._client = self._make()
+        self.place = place_of(self._bucket, self._client.meta.endpoint_url)
 
-        def carried_out(wanted: Wanted) -> T:
-            try:
-                return work(self._client, wanted)
-            except Exception as error:
-                raise meaning(error, asked) from error
-
-        async def attempt() -> T:
-            setattr(self.counts, counted, getattr(self.counts, counted) + 1)
-            if asked.verb == "put":
-                self.counts.bytes_put += size
-            return await self._threads.run(carried_out)
-
-        return await self._attempt(asked, size, attempt)
-
-    async def _connect(self, asked: Asked) -> None:
-        def make(wanted: Wanted) -> None:
-            with self._making:
-                if self._client is None:
-                    try:
-                        self._client = self._make()
-                    except Exception as error:
-                        raise meaning(error, asked) from error
-                    self.place = place_of(self._bucket, self._client.meta.endpoint_url)
-
-        await self._threads.run(make)
-
-    async def _release(self) -> None:
-        await self._threads.aclose()
-        if self._client is not None and self._client_is_ours:
+    def _unload(self) -> None:
+        if self._client_is_ours:
             self._client.close()
+
+    def _meaning(self, error: Exception, asked: Asked) -> Exception:
+        return meaning(error, asked)
 
 
 class Pieces:

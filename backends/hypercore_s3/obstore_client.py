@@ -1,7 +1,8 @@
-"""obstore as an object client: the option for who reads much in small pieces, at a tenth of boto3's CPU.
+"""obstore as an object client: the option for who reads much in small pieces, at a quarter of boto3's CPU.
 
-It must not know what the objects mean. obstore (Rust) does its own I/O beside the event loop, so no thread is needed
-but to find out who we are and where the bucket is, which boto3's chain does, as for the other client.
+It must not know what the objects mean. obstore (Rust) could await its own I/O, but calls in threads are as quick and
+end cleanly: a Rust thread that lets go of an awaited answer while the program ends aborts it. Who we are and where
+the bucket is, boto3's chain finds out, as for the other client.
 
 obstore says less than boto3: errors are texts with the status in them, the Date of an answer is not shown, and keys
 that are no clean paths cannot be named. A listing asks for pages of 1000 keys whatever its limit.
@@ -9,19 +10,18 @@ that are no clean paths cannot be named. A listing asks for pages of 1000 keys w
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import http.client
 import re
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from hypercore.errors import MissingDriverError, OptionError, StorageError
@@ -30,20 +30,16 @@ from hypercore_s3.answers import WHOLE_BYTES_MAX, Asked, Extent, TryAgainError, 
 from hypercore_s3.boto_driver import make_client, make_session, meaning, place_of
 from hypercore_s3.objects import DELETE_KEYS_MAX, Found
 from hypercore_s3.retrying import SLOWEST_BYTES_PER_SECOND, RetryingClient
-from hypercore_s3.threads import Threads, Wanted
+from hypercore_s3.threads import Wanted
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta, PutMode
-    from obstore.store import S3Credential, S3Store
-
-T = TypeVar("T")
+    from obstore.store import ClientConfig, S3Credential, S3Store
 
 #: Keys of one answer to a LIST.
 LIST_KEYS_MAX: Final = 1000
 #: Credentials may be renewed at any time; boto3 is asked for them so often.
 CREDENTIALS_SECONDS: Final = 300.0
-#: A program that ends while one of Rust's threads lets go of an answer is aborted (one in thirty that end at once).
-EXIT_SECONDS: Final = 0.05
 #: Two clocks have not gone apart by a tenth of a second in this time.
 CLOCK_SECONDS: Final = 600.0
 
@@ -58,7 +54,7 @@ _UNCLEAN_KEY = re.compile(r"(^|/)\.{0,2}(/|$)|[\x00-\x1f\x7f]")
 
 
 class ObstoreClient(RetryingClient):
-    """A bucket through obstore. What is not given is found by boto3's usual chain, if boto3 is installed."""
+    """A bucket through obstore. What is not given is found by boto3's usual chain."""
 
     def __init__(
         self,
@@ -89,10 +85,9 @@ class ObstoreClient(RetryingClient):
         self._access_key = access_key
         self._secret_key = secret_key
         self._session_token = session_token
-        self._most_connections = most_connections
-        self._threads = Threads(1, f"s3 {bucket}")
-        self._making = asyncio.Lock()
-        self._store: S3Store | None = None
+        self._reader: S3Store | None = None
+        self._writer: S3Store | None = None
+        self._asking_the_clock = threading.Lock()
         #: When it was read, by our clock, and how far the server's clock is ahead of that, in seconds.
         self._clock: tuple[float, float | None] | None = None
         self._date_url = ""
@@ -100,79 +95,70 @@ class ObstoreClient(RetryingClient):
     async def get(self, key: str, *, offset: int = 0, size: int | None = None) -> Found:
         check_range(offset, size or 0)
         asked = Asked("get", _clean(key), self.place)
+        found = None
+        if size != 0:
+            expected = WHOLE_BYTES_MAX if size is None else size
+            found = await self._ask(asked, expected, partial(self._get, asked, offset, size))
+        if found is None:
+            # The range lies past the end. That answer does not say which object it was.
+            found = await self._ask(asked, 0, partial(self._head, asked))
+        self.counts.bytes_got += len(found.data)
+        return found
+
+    def _get(self, asked: Asked, offset: int, size: int | None, wanted: Wanted) -> Found | None:
+        assert self._reader is not None
         options: GetOptions = {}
         if size is not None:
             options["range"] = (offset, offset + size)
         elif offset:
             options["range"] = {"offset": offset}
+        try:
+            answer = self._reader.get(asked.key, options=options)
+        except Exception as error:
+            if _status(error) == 416:
+                return None
+            raise
+        whole = answer.meta["size"]
+        start, end = answer.range
+        if (start, end) != (offset, whole if size is None else min(offset + size, whole)):
+            raise StorageError(f"{asked.place}: {asked} came with bytes {start} to {end} of {whole}")
+        if size is None and end - start > WHOLE_BYTES_MAX:
+            raise StorageError(f"{asked.place}: {asked} is {end - start} bytes, more than {WHOLE_BYTES_MAX}")
+        data = bytes(answer.bytes())
+        check_body(Extent(end - start, whole), len(data))
+        return self._found(answer.meta, data)
 
-        async def attempt(store: S3Store) -> Found | None:
-            async with asyncio.timeout(self._timeout_seconds) as patience:
-                try:
-                    answer = await store.get_async(key, options=options)
-                except Exception as error:
-                    if _status(error) == 416:
-                        return None
-                    raise
-                whole = answer.meta["size"]
-                start, end = answer.range
-                if (start, end) != (offset, whole if size is None else min(offset + size, whole)):
-                    raise StorageError(f"{asked.place}: {asked} came with bytes {start} to {end} of {whole}")
-                if size is None and end - start > WHOLE_BYTES_MAX:
-                    raise StorageError(f"{asked.place}: {asked} is {end - start} bytes, more than {WHOLE_BYTES_MAX}")
-                now = asyncio.get_running_loop().time()
-                patience.reschedule(now + self._timeout_seconds + (end - start) / SLOWEST_BYTES_PER_SECOND)
-                data = bytes(await answer.bytes_async())
-            check_body(Extent(end - start, whole), len(data))
-            return await self._found(answer.meta, data)
-
-        async def head(store: S3Store) -> Found:
-            return await self._found(await store.head_async(key), b"")
-
-        found = None
-        if size != 0:
-            found = await self._ask(asked, WHOLE_BYTES_MAX if size is None else size, attempt)
-        if found is None:
-            found = await self._ask(asked, 0, head)
-        self.counts.bytes_got += len(found.data)
-        return found
+    def _head(self, asked: Asked, wanted: Wanted) -> Found:
+        assert self._reader is not None
+        return self._found(self._reader.head(asked.key), b"")
 
     async def put(
         self, key: str, pieces: Sequence[bytes], *, if_absent: bool = False, if_etag: str | None = None
     ) -> str:
         asked = Asked("put", _clean(key), self.place)
-        body = b"".join(pieces)
         mode: PutMode = "create" if if_absent else "overwrite" if if_etag is None else {"e_tag": if_etag}
 
-        async def attempt(store: S3Store) -> str:
-            answer = await store.put_async(key, body, mode=mode, use_multipart=False)
-            return answer["e_tag"] or ""
+        def request(wanted: Wanted) -> str:
+            assert self._writer is not None
+            return self._writer.put(key, b"".join(pieces), mode=mode, use_multipart=False)["e_tag"] or ""
 
-        return await self._ask(asked, len(body), attempt)
+        return await self._ask(asked, sum(map(len, pieces)), request)
 
     async def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), DELETE_KEYS_MAX):
             batch = [_clean(key) for key in keys[start : start + DELETE_KEYS_MAX]]
+            await self._ask(Asked("delete", batch[0], self.place), 0, partial(self._delete, batch))
 
-            async def attempt(store: S3Store, batch: Sequence[str] = batch) -> None:
-                await store.delete_async(batch)
-
-            await self._ask(Asked("delete", batch[0], self.place), 0, attempt)
+    def _delete(self, keys: Sequence[str], wanted: Wanted) -> None:
+        assert self._reader is not None
+        self._reader.delete(keys)
 
     async def list(self, prefix: str, *, after: str = "", limit: int = 1000) -> list[str]:
-        # obstore knows folders only; what lies beside the prefix in its folder is jumped over, or left out.
-        folder = prefix.rpartition("/")[0]
         asked = Asked("list", prefix, self.place)
         keys: list[str] = []
         start: str | None = max(after, _before(prefix))
-
-        async def page(store: S3Store) -> Sequence[str]:
-            async for entries in store.list(folder, offset=start or None, chunk_size=LIST_KEYS_MAX):
-                return [entry["path"] for entry in entries]
-            return ()
-
         while start is not None and len(keys) < limit:
-            found = await self._ask(asked, 0, page)
+            found = await self._ask(asked, 0, partial(self._list, prefix, start))
             keys += [key for key in found if key.startswith(prefix) and key > after]
             last = found[-1] if len(found) >= LIST_KEYS_MAX else None
             if last is not None and last <= start:
@@ -180,40 +166,20 @@ class ObstoreClient(RetryingClient):
             start = last if last is None or last < prefix or last.startswith(prefix) else None
         return keys[:limit]
 
-    async def _ask(self, asked: Asked, size: int, attempt: Callable[[S3Store], Awaitable[T]]) -> T:
-        """Carry out `attempt` as often as it takes; every time is one request."""
-        counted = {"get": "gets", "put": "puts", "list": "lists", "delete": "deletes"}[asked.verb]
+    def _list(self, prefix: str, start: str, wanted: Wanted) -> Sequence[str]:
+        # obstore knows folders only; what lies beside the prefix in its folder is jumped over, or left out.
+        assert self._reader is not None
+        folder = prefix.rpartition("/")[0]
+        for entries in self._reader.list(folder, offset=start or None, chunk_size=LIST_KEYS_MAX):
+            return [entry["path"] for entry in entries]
+        return ()
 
-        async def carried_out() -> T:
-            store = self._store
-            assert store is not None
-            setattr(self.counts, counted, getattr(self.counts, counted) + 1)
-            if asked.verb == "put":
-                self.counts.bytes_put += size
-            try:
-                return await attempt(store)
-            except Exception as error:
-                raise _meaning(error, asked) from error
-
-        return await self._attempt(asked, size, carried_out)
-
-    async def _found(self, meta: ObjectMeta, data: bytes) -> Found:
-        now = await self._server_seconds()
+    def _found(self, meta: ObjectMeta, data: bytes) -> Found:
+        now = self._server_seconds()
         age = 0.0 if now is None else max(0.0, now - meta["last_modified"].timestamp())
         return Found(data=data, etag=meta["e_tag"] or "", size=meta["size"], age_seconds=age)
 
-    async def _connect(self, asked: Asked) -> None:
-        def make(wanted: Wanted) -> S3Store:
-            try:
-                return self._make()
-            except Exception as error:
-                raise meaning(error, asked) from error
-
-        async with self._making:
-            if self._store is None:
-                self._store = await self._threads.run(make)
-
-    def _make(self) -> S3Store:
+    def _load(self) -> None:
         try:
             from obstore.store import S3Store
         except ImportError as error:
@@ -254,33 +220,46 @@ class ObstoreClient(RetryingClient):
         self._date_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"
         if not path_style:
             endpoint_url = f"{parts.scheme}://{self._bucket}.{parts.netloc}"
-        return S3Store(
-            self._bucket,
-            endpoint=endpoint_url,
-            region=region,
-            virtual_hosted_style_request=not path_style,
-            # As Content-MD5 in the other client: a body that was cut off on its way must not become an object.
-            checksum_algorithm="SHA256",
-            client_options={
-                "allow_http": True,
-                "connect_timeout": timedelta(seconds=self._timeout_seconds),
-                # Ours is the one that counts: it knows how much there is to move.
-                "timeout": timedelta(hours=1),
-                "pool_max_idle_per_host": str(self._most_connections),
-            },
-            retry_config={"max_retries": 0},
-            credential_provider=provider,
-        )
 
-    async def _server_seconds(self) -> float | None:
+        def made(client_options: ClientConfig) -> S3Store:
+            most_seconds = self._timeout_seconds + WHOLE_BYTES_MAX / SLOWEST_BYTES_PER_SECOND
+            return S3Store(
+                self._bucket,
+                endpoint=endpoint_url,
+                region=region,
+                virtual_hosted_style_request=not path_style,
+                # As Content-MD5 in the other client: a body that was cut off on its way must not become an object.
+                checksum_algorithm="SHA256",
+                client_options={
+                    "allow_http": True,
+                    "connect_timeout": timedelta(seconds=self._timeout_seconds),
+                    "timeout": timedelta(seconds=most_seconds),
+                    "pool_max_idle_per_host": str(self._most_connections),
+                    **client_options,
+                },
+                retry_config={"max_retries": 0},
+                credential_provider=provider,
+            )
+
+        # While a body is sent nothing is read, so only a reader may lose its patience with a silent server.
+        self._reader = made({"read_timeout": timedelta(seconds=self._timeout_seconds)})
+        self._writer = made({})
+
+    def _unload(self) -> None:
+        self._reader = self._writer = None
+
+    def _meaning(self, error: Exception, asked: Asked) -> Exception:
+        return _meaning(error, asked)
+
+    def _server_seconds(self) -> float | None:
         """What the server's clock says, in seconds since 1970; None when it does not say.
 
         obstore does not show the Date of an answer, so a request that needs no permission asks for it now and then.
         """
         if not self._clock_is_fresh():
-            async with self._making:
+            with self._asking_the_clock:
                 if not self._clock_is_fresh():
-                    date = await self._threads.run(lambda wanted: _date_of(self._date_url, self._timeout_seconds))
+                    date = _date_of(self._date_url, self._timeout_seconds)
                     read_at = _boot_seconds()
                     self._clock = read_at, None if date is None else date - read_at
         assert self._clock is not None
@@ -289,15 +268,6 @@ class ObstoreClient(RetryingClient):
 
     def _clock_is_fresh(self) -> bool:
         return self._clock is not None and _boot_seconds() - self._clock[0] < CLOCK_SECONDS
-
-    async def _release(self) -> None:
-        await self._threads.aclose()
-        self._store = None
-
-
-@cache
-def _settle_at_exit() -> None:
-    atexit.register(time.sleep, EXIT_SECONDS)
 
 
 def _clean(key: str) -> str:
@@ -320,7 +290,7 @@ def _status(error: Exception) -> int:
 
 def _meaning(error: Exception, asked: Asked) -> Exception:
     """Our error for one of obstore's, which is a text."""
-    if isinstance(error, TryAgainError | StorageError | OptionError):
+    if isinstance(error, TryAgainError | StorageError | MissingDriverError):
         return error
     text, _, detail = str(error).partition("\n\nDebug source")
     if match := _STATUS.search(text):
@@ -333,7 +303,9 @@ def _meaning(error: Exception, asked: Asked) -> Exception:
     if "HttpError" in detail or isinstance(error, OSError):
         cause = _CAUSE.search(detail)
         return TryAgainError(f"{text} ({cause[1]})" if cause else text)
-    return StorageError(f"{asked.place}: {asked} failed: {text}")
+    if type(error).__module__.startswith("botocore"):
+        return meaning(error, asked)  # It was asked who we are.
+    return StorageError(f"{asked.place}: {asked} failed: {type(error).__name__}: {text}")
 
 
 def _given(access_key: str, secret_key: str | None, session_token: str | None) -> Callable[[], S3Credential]:

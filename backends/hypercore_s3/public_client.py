@@ -6,11 +6,11 @@ bounded by what was asked, in bytes and in time.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -30,7 +30,7 @@ from hypercore_s3.answers import (
 )
 from hypercore_s3.objects import AccessDeniedError, Found
 from hypercore_s3.retrying import RetryingClient
-from hypercore_s3.threads import Threads, Wanted
+from hypercore_s3.threads import Wanted
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -68,9 +68,6 @@ class PublicClient(RetryingClient):
             most_connections=most_connections,
         )
         self._base_url = f"{self.place}/"
-        self._most_connections = most_connections
-        self._threads = Threads(most_connections, f"http {parts.netloc}")
-        self._making = threading.Lock()
         self._pool: PoolManager | None = None
 
     async def get(self, key: str, *, offset: int = 0, size: int | None = None) -> Found:
@@ -78,19 +75,7 @@ class PublicClient(RetryingClient):
         asked = Asked("get", key, self.place)
         expected = WHOLE_BYTES_MAX if size is None else size
 
-        def work(wanted: Wanted) -> Found:
-            try:
-                return self._get(asked, offset, size, wanted)
-            except (TryAgainError, StorageError):
-                raise
-            except Exception as error:
-                raise _meaning(error, asked) from error
-
-        async def attempt() -> Found:
-            self.counts.gets += 1
-            return await self._threads.run(work)
-
-        found = await self._attempt(asked, expected, attempt)
+        found = await self._ask(asked, expected, partial(self._get, asked, offset, size))
         self.counts.bytes_got += len(found.data)
         return found
 
@@ -136,13 +121,20 @@ class PublicClient(RetryingClient):
             url = following
         raise StorageError(f"{asked.place}: {asked} is redirected more than {REDIRECTS_MAX} times, at last to {url}")
 
-    async def _connect(self, asked: Asked) -> None:
-        def make(wanted: Wanted) -> None:
-            with self._making:
-                if self._pool is None:
-                    self._pool = _make_pool(self._timeout_seconds, self._most_connections)
+    def _load(self) -> None:
+        try:
+            import urllib3
+        except ImportError as error:
+            raise MissingDriverError("urllib3 is not installed; pip install 'hypercore-py[s3]'") from error
+        timeout = urllib3.Timeout(connect=self._timeout_seconds, read=self._timeout_seconds)
+        self._pool = urllib3.PoolManager(maxsize=self._most_connections, retries=False, timeout=timeout)
 
-        await self._threads.run(make)
+    def _unload(self) -> None:
+        if self._pool is not None:
+            self._pool.clear()
+
+    def _meaning(self, error: Exception, asked: Asked) -> Exception:
+        return _meaning(error, asked)
 
     async def put(
         self, key: str, pieces: Sequence[bytes], *, if_absent: bool = False, if_etag: str | None = None
@@ -159,20 +151,6 @@ class PublicClient(RetryingClient):
     def _refuse(self, asked: Asked) -> NoReturn:
         self._check_open()
         raise AccessDeniedError(f"{self.place} can only be read; {asked} needs an s3: address", action=asked.action)
-
-    async def _release(self) -> None:
-        await self._threads.aclose()
-        if self._pool is not None:
-            self._pool.clear()
-
-
-def _make_pool(timeout_seconds: float, most_connections: int) -> PoolManager:
-    try:
-        import urllib3
-    except ImportError as error:
-        raise MissingDriverError("urllib3 is not installed; pip install 'hypercore-py[s3]'") from error
-    timeout = urllib3.Timeout(connect=timeout_seconds, read=timeout_seconds)
-    return urllib3.PoolManager(maxsize=most_connections, retries=False, timeout=timeout)
 
 
 def _read(asked: Asked, answer: BaseHTTPResponse, extent: Extent, wanted: Wanted) -> bytes:
@@ -213,6 +191,8 @@ def _size_behind(asked: Asked, content_range: str | None) -> int:
 
 def _meaning(error: Exception, asked: Asked) -> Exception:
     """Our error for one of urllib3's, or of the connection below it."""
+    if isinstance(error, TryAgainError | StorageError | MissingDriverError):
+        return error
     from urllib3 import exceptions
 
     match error:

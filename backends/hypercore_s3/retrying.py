@@ -1,6 +1,6 @@
-"""What all clients do alike: take turns, try again, give up in time, close.
+"""What all clients do alike: take turns in threads, try again, give up in time, close.
 
-It must not know how a request is carried out. Every call ends: one try is given `timeout_seconds` and the time that
+It must not know what a request is. Every call ends: one try is given `timeout_seconds` and the time that
 its bytes take on a slow line, and nothing is tried again once `deadline_seconds` are over.
 """
 
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from hypercore.errors import ClosedError, StorageError
 from hypercore_s3.answers import Asked, TryAgainError
 from hypercore_s3.objects import ObjectClient
+from hypercore_s3.threads import Threads, Wanted
 
 T = TypeVar("T")
 
@@ -28,24 +31,52 @@ LONGEST_PAUSE_SECONDS: Final = 10.0
 CONNECT_SECONDS: Final = 30.0
 
 
+_COUNTED: Final = {"get": "gets", "put": "puts", "list": "lists", "delete": "deletes"}
+
+
 class RetryingClient(ObjectClient):
-    """The part of a client that decides when and how often; what a try is, its subclass says."""
+    """The part of a client that decides when and how often; what a request is, its subclass says."""
 
     def __init__(self, place: str, *, timeout_seconds: float, deadline_seconds: float, most_connections: int) -> None:
         super().__init__()
         self.place = place
         self._timeout_seconds = timeout_seconds
         self._deadline_seconds = deadline_seconds
+        self._most_connections = most_connections
+        self._threads = Threads(most_connections, f"s3 {place}")
         self._turns = asyncio.Semaphore(most_connections)
         self._closing = asyncio.Event()
         self._scopes: set[asyncio.Timeout] = set()
-        self._connected = False
+        self._loading = threading.Lock()
+        self._loaded = False
 
-    async def _attempt(self, asked: Asked, size: int, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Carry out `attempt` until it does not raise `TryAgainError`, each time in its turn.
+    @abstractmethod
+    def _load(self) -> None:
+        """Import the driver and find out who we are: once, in a thread, before the first request."""
+
+    @abstractmethod
+    def _unload(self) -> None:
+        """Let go of the driver's connections, if it was loaded."""
+
+    @abstractmethod
+    def _meaning(self, error: Exception, asked: Asked) -> Exception:
+        """`TryAgainError`, or the error for the caller, that one of the driver's stands for."""
+
+    async def _ask(self, asked: Asked, size: int, request: Callable[[Wanted], T]) -> T:
+        """Carry out `request` in a thread, in its turn, until it does not fail with what `TryAgainError` stands for.
 
         `size` is how many bytes of a body move at most. Raises `StorageError` from the last try's cause.
         """
+
+        def in_thread(work: Callable[[Wanted], Any], wanted: Wanted) -> Any:
+            try:
+                return work(wanted)
+            except Exception as error:
+                ours = self._meaning(error, asked)
+                if ours is error:
+                    raise
+                raise ours from error
+
         loop = asyncio.get_running_loop()
         transfer_seconds = size / SLOWEST_BYTES_PER_SECOND
         began: float | None = None
@@ -59,15 +90,16 @@ class RetryingClient(ObjectClient):
                     try:
                         async with self._turns:
                             began = began or loop.time()
-                            if not self._connected:
+                            if not self._loaded:
                                 scope.reschedule(began + max(self._deadline_seconds, CONNECT_SECONDS))
-                                await self._connect(asked)
-                                self._connected = True
+                                await self._threads.run(partial(in_thread, self._load_once))
                                 began = loop.time()
                             tries += 1
                             end = min(loop.time() + self._timeout_seconds, began + self._deadline_seconds)
                             scope.reschedule(end + transfer_seconds)
-                            return await attempt()
+                            self._count(asked, size)
+                            result: T = await self._threads.run(partial(in_thread, request))
+                            return result
                     finally:
                         self._scopes.discard(scope)
             except TryAgainError as error:
@@ -83,10 +115,17 @@ class RetryingClient(ObjectClient):
                 ) from cause
             await self._pause(pause)
 
-    @abstractmethod
-    async def _connect(self, asked: Asked) -> None:
-        """Load the driver and find out who we are, before the first try; by several callers at once. Raises as a try
-        does."""
+    def _load_once(self, wanted: Wanted) -> None:
+        with self._loading:
+            if not self._loaded:
+                self._load()
+                self._loaded = True
+
+    def _count(self, asked: Asked, size: int) -> None:
+        counted = _COUNTED[asked.verb]
+        setattr(self.counts, counted, getattr(self.counts, counted) + 1)
+        if asked.verb == "put":
+            self.counts.bytes_put += size
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -106,8 +145,6 @@ class RetryingClient(ObjectClient):
             for scope in self._scopes:
                 if not scope.expired():
                     scope.reschedule(now)
-        await self._release()
-
-    @abstractmethod
-    async def _release(self) -> None:
-        """Let go of connections and threads, within a bounded time; called by everyone who closes."""
+        await self._threads.aclose()
+        if self._loaded:
+            self._unload()

@@ -90,9 +90,9 @@ def test_what_the_store_means_is_not_asked_again(kind: Kind, verb: str, status: 
 @pytest.mark.parametrize("verb", CALLS)
 def test_trouble_that_stays_is_an_error_after_the_deadline(kind: Kind, verb: str) -> None:
     async def test() -> None:
-        async with Proxy() as proxy, opened(kind, proxy.url, deadline_seconds=0.2) as client:
+        async with Proxy() as proxy, opened(kind, proxy.url, deadline_seconds=1.0) as client:
             proxy.script(Answer(503, "SlowDown"), times=None)
-            with pytest.raises(StorageError, match="503 SlowDown"):
+            with pytest.raises(StorageError, match=r"failed, after \d+ tries in .* s: "):
                 await CALLS[verb](client)
             assert len(proxy.seen) == client.counts.requests > 1
 
@@ -270,7 +270,7 @@ def test_connections_are_used_again(kind: Kind, prefix: str) -> None:
             await client.list(f"{prefix}/")
             asked = [seen for seen in proxy.seen if seen.target != "/"]
             assert len(asked) == 13
-            assert len({seen.connection for seen in asked}) == 1
+            assert len({seen.connection for seen in asked if seen.method == "GET"}) == 1
 
     run(test())
 
@@ -322,7 +322,7 @@ def test_closing_waits_no_longer_than_it_must_for_a_thread_that_hangs(monkeypatc
             await client.aclose()
             with pytest.raises(ClosedError):
                 await call
-            mine = [thread for thread in threading.enumerate() if thread.name == "s3 hypercore"]
+            mine = [thread for thread in threading.enumerate() if proxy.url in thread.name]
             assert [thread.daemon for thread in mine] == [True]
             hold.release()
             await asyncio.to_thread(mine[0].join, 30)
