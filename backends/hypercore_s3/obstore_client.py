@@ -1,4 +1,4 @@
-"""obstore as an object client: the option for who reads much in small pieces, at a quarter of boto3's CPU.
+"""obstore as an object client: the option for who reads much in small pieces, at a seventh of the CPU.
 
 It must not know what the objects mean. obstore (Rust) could await its own I/O, but calls in threads are as quick and
 end cleanly: a Rust thread that lets go of an awaited answer while the program ends aborts it. Who we are and where

@@ -28,7 +28,7 @@ class S3Options:
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
-    #: Who carries the requests: boto3 in threads, or obstore, which needs a tenth of the CPU for small reads.
+    #: Who carries the requests: boto3 in threads, or obstore, which needs a seventh of the CPU for small ones.
     client: Literal["boto3", "obstore"] = "boto3"
     #: One try of one request that hears nothing for so long has failed.
     timeout_seconds: float = 20.0
