@@ -25,12 +25,12 @@ def __getattr__(name: str) -> object:
 
 @hookimpl
 def hypercore_storage_providers() -> list[StorageProvider]:
-    """The scheme `s3`."""
+    """The scheme `s3`, and `https` and `http` for reading what lies in a public bucket."""
     return [
-        StorageProvider(
-            scheme="s3",
-            opener="hypercore_s3.storage:open_storage",
-            summary="immutable objects in a bucket of S3 or a server that speaks it",
-            extra="s3",
+        StorageProvider(scheme=scheme, opener=f"hypercore_s3.{opener}:open_storage", summary=summary, extra="s3")
+        for scheme, opener, summary in (
+            ("s3", "storage", "immutable objects in a bucket of S3 or a server that speaks it"),
+            ("https", "public", "a log that somebody keeps in a public bucket, read over the web"),
+            ("http", "public", "the same without TLS"),
         )
     ]

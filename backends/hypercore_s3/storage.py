@@ -138,7 +138,7 @@ class S3Storage(Storage):
         prefix = prefix.strip("/")
         if len(prefix.encode()) > PREFIX_BYTES_MAX:
             raise OptionError(f"{_OF}: a prefix has at most {PREFIX_BYTES_MAX} bytes")
-        self._title = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        self._title = self.title(bucket, prefix)
         self._client_is_ours = not isinstance(client, ObjectClient)
         self._client = client if isinstance(client, ObjectClient) else _make_client(bucket, client, self.options)
         self.writable = self._client.writable
@@ -159,6 +159,11 @@ class S3Storage(Storage):
         self._changes: set[asyncio.Task[None]] = set()
         #: By the files' identities.
         self._readers: dict[int, ReadAhead] = {}
+
+    @staticmethod
+    def title(bucket: str, prefix: str) -> str:
+        """What the place is called in messages."""
+        return f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
 
     def __str__(self) -> str:
         return self._title
