@@ -149,6 +149,9 @@ def _start_seaweedfs(folder: Path, owner: int) -> S3Server:
     (folder / "data").mkdir()
     names = ["s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc"]
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    # It puts these where it likes, and leaves them there when it is killed.
+    sockets = [f"/tmp/seaweedfs-{name.partition('.')[0]}-grpc-{port}.sock" for name, port in ports.items()]
+    (folder / "leftovers").write_text("\n".join(sockets))
     options = {f"{name.partition('.')[0]}.port{'.grpc' if '.' in name else ''}": port for name, port in ports.items()}
     command = [weed, "server", "-s3", "-filer", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}"]
     command += [f"-{option}={port}" for option, port in options.items()]

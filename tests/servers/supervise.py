@@ -4,7 +4,7 @@
 
 It goes to the background. When the process OWNER ends, however it does, the server is killed and the parent of FOLDER
 removed; when this process is killed, the kernel kills the server. FOLDER gets the server's `log`, and `ended` when it
-ends before its owner.
+ends before its owner. What FOLDER's `leftovers` names, one path a line, is removed with the server.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
             stdout=log,
             stderr=log,
             cwd=folder,
+            env=os.environ | {"TMPDIR": str(folder)},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -49,6 +50,9 @@ def main() -> None:
     finally:
         server.kill()
         server.wait()
+        if (folder / "leftovers").exists():
+            for path in (folder / "leftovers").read_text().splitlines():
+                Path(path).unlink(missing_ok=True)
         if select.select([owner_end], [], [], 0)[0]:
             shutil.rmtree(folder.parent, ignore_errors=True)
         else:
