@@ -317,7 +317,8 @@ class Writer:
         try:
             # From here on it may be there, and somebody has to remove it.
             contents.objects.add(folded.pointer.name)
-            await self._place.put(folded.pointer.name, folded.pieces, if_absent=True)
+            # Nobody else knows its name, and trying again puts the same.
+            await self._place.put(folded.pointer.name, folded.pieces)
             await self._move(folded, release=release)
             switch(folded)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 from collections.abc import Callable
 from random import Random
@@ -140,7 +141,7 @@ def test_an_end_after_any_request_loses_nothing_that_was_acknowledged(seed: int,
             await a_history(log, seed, acknowledged, begun)
             await log.aclose()
 
-        living = asyncio.ensure_future(live())
+        living: asyncio.Future[object] = asyncio.ensure_future(live())
         await asyncio.wait([living, ended], return_when=asyncio.FIRST_COMPLETED)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
@@ -183,10 +184,8 @@ def test_a_history_whose_answers_get_lost_is_the_history_that_was_acknowledged(s
             await asyncio.sleep(0)
             luck = random.random() if trouble else 1.0
             if late and random.random() < 0.3:
-                try:
+                with contextlib.suppress(StorageError):
                     late.pop()()
-                except StorageError:
-                    pass
             if luck < 0.05:
                 if random.random() < 0.5:
                     late.append(apply)
