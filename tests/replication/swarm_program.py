@@ -25,14 +25,16 @@ def say(**what: Any) -> None:
 class Gate(Transport):
     def __init__(self) -> None:
         self._inner = open_transport("tcp:")
-        self._dials = 0
+        #: Dials that were let through and have come to a stream.
+        self.dials = 0
         self.goes = asyncio.Semaphore(0)
 
     async def connect(self, address: str, *, timeout_seconds: float = 10.0) -> ByteStream:
-        say(dialling=self._dials)
-        self._dials += 1
+        say(dialling=self.dials)
         await self.goes.acquire()
-        return await self._inner.connect(address, timeout_seconds=timeout_seconds)
+        stream = await self._inner.connect(address, timeout_seconds=timeout_seconds)
+        self.dials += 1
+        return stream
 
     async def listen(self, address: str) -> Listener:
         return await self._inner.listen(address)
@@ -45,7 +47,7 @@ async def main() -> None:
     options = json.loads(await orders.readline())
     gate = Gate()
     if options.get("gated"):
-        dialling_module.FIRST_RETRY_SECONDS = dialling_module.LAST_RETRY_SECONDS = 0.001  # type: ignore[misc]
+        dialling_module.FIRST_RETRY_SECONDS = 0.0  # type: ignore[misc]
         setattr(swarm_module, "open_transport", lambda _: gate)  # noqa: B010
     key_pair = KeyPair.from_seed(bytes([options["seed"]]) * 32)
     listen = [options["listen"]] if "listen" in options else []
@@ -63,7 +65,7 @@ async def main() -> None:
                             connection.abort()
                     case "look":
                         hashes = [each.handshake_hash.hex() for each in swarm.connections()]
-                        say(connections=hashes, count=len(swarm._connections))
+                        say(connections=hashes, counts=[gate.dials, len(swarm._connections)])
 
 
 asyncio.run(main())

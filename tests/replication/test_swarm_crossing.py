@@ -12,6 +12,7 @@ from random import Random
 import pytest
 
 from hypercore import connections as connections_module
+from hypercore import dialling as dialling_module
 from hypercore.core import Hypercore
 from hypercore.crypto import KeyPair
 from hypercore.peer import Peer
@@ -19,7 +20,7 @@ from hypercore.plugins import open_transport
 from hypercore.swarm import Swarm
 from tests.processes import Program, running
 from tests.replication.links import eventually
-from tests.replication.swarms import LARGE, SMALL, Crossroads, install, names, retry_at_once, writer_of
+from tests.replication.swarms import LARGE, SMALL, Crossroads, install, names, writer_of
 from tests.running import run
 
 SEED = 17
@@ -28,8 +29,9 @@ PROGRAM = Path(__file__).parent / "swarm_program.py"
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    retry_at_once(monkeypatch)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dials wait for each other here, and need not wait for anything else."""
+    monkeypatch.setattr(dialling_module, "FIRST_RETRY_SECONDS", 0.0)
 
 
 def is_settled(one: Swarm, other: Swarm) -> bool:
@@ -99,11 +101,11 @@ def test_two_processes_that_cross_a_thousand_times_have_one_connection_each_time
         crossroads = Crossroads(open_transport("tcp:"), SEED)
         install(crossroads, monkeypatch)
 
-        async def look() -> tuple[list[str], int]:
+        async def look() -> tuple[list[str], list[int]]:
             await program.type("look\n")
             while "connections" not in (said := await program.json()):
                 dials.append(said)
-            return said["connections"], said["count"]
+            return said["connections"], said["counts"]
 
         dials: list[object] = []
         async with running(sys.executable, PROGRAM) as program, Swarm("tcp://127.0.0.1:0") as door:
@@ -121,9 +123,10 @@ def test_two_processes_that_cross_a_thousand_times_have_one_connection_each_time
                     await crossroads.meet()
                     await program.type("go\n")
                     while True:
-                        hashes, count_there = await look()
+                        hashes, counts = await look()
                         here = [each.handshake_hash.hex() for each in swarm.connections()]
-                        if here == hashes and len(here) == count_there == len(swarm._connections) == 1:
+                        counts += [crossroads.dials, len(swarm._connections)]
+                        if here == hashes and len(here) == 1 and counts == [number + 1, 1] * 2:
                             break
                     assert await reader.get(number % 100) == b"block %d" % (number % 100)
                     if number + 1 < count:
