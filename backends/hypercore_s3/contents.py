@@ -11,20 +11,11 @@ from typing import Final
 
 from hypercore.errors import CorruptError, OptionError
 from hypercore.storage import Delete, Operation, Sync, Truncate, Write, check_name, check_range
+from hypercore_s3.commits import DELETE, STEPS_MAX, TRUNCATE, UNLINK, WRITE, WRITE_HERE, Commit, Step
+from hypercore_s3.decoding import FILE_SIZE_MAX
 from hypercore_s3.extents import Extents, Source
 from hypercore_s3.frames import FRAME_SIZE
-from hypercore_s3.layout import (
-    DELETE,
-    FILE_SIZE_MAX,
-    STEPS_MAX,
-    TRUNCATE,
-    UNLINK,
-    WRITE,
-    WRITE_HERE,
-    Commit,
-    Index,
-    Step,
-)
+from hypercore_s3.index import Index
 
 #: Files are folded in pages of this size, one a frame.
 PAGE_SIZE: Final = FRAME_SIZE

@@ -16,16 +16,8 @@ from typing import Final, NamedTuple
 from hypercore_s3.contents import LARGE_SIZE, PAGE_SIZE, Contents, File
 from hypercore_s3.extents import Extent, Source
 from hypercore_s3.frames import Body, body_of, cut
-from hypercore_s3.layout import (
-    CHECKPOINT_MAGIC,
-    FOOTER_SIZE,
-    FileIndex,
-    Index,
-    Pointer,
-    checkpoint_name,
-    encode_footer,
-    encode_index,
-)
+from hypercore_s3.index import CHECKPOINT_MAGIC, FOOTER_SIZE, FileIndex, Index, encode_footer, encode_index
+from hypercore_s3.layout import Pointer, checkpoint_name
 
 #: A change of a page that is smaller stays in the index until more comes together.
 INLINE_PAGE_SIZE: Final = 1024

@@ -11,22 +11,11 @@ from collections.abc import Callable
 from typing import Final
 
 from hypercore.errors import CorruptError, StorageError
+from hypercore_s3.commits import FRONT_GUESS, Commit, decode_commit, needed_front
 from hypercore_s3.contents import Contents
 from hypercore_s3.frames import CHECK_SIZE, FRAME_SIZE, Body
-from hypercore_s3.layout import (
-    FOOTER_SIZE,
-    FRONT_GUESS,
-    Commit,
-    Pointer,
-    belongs,
-    checkpoint_sequence,
-    commit_name,
-    commit_sequence,
-    decode_commit,
-    decode_footer,
-    decode_index,
-    needed_front,
-)
+from hypercore_s3.index import FOOTER_SIZE, decode_footer, decode_index
+from hypercore_s3.layout import Pointer, belongs, checkpoint_sequence, commit_name, commit_sequence
 from hypercore_s3.lease import FoundHead, read_head
 from hypercore_s3.objects import AccessDeniedError, ObjectMissingError
 from hypercore_s3.pages import Pages

@@ -15,11 +15,12 @@ from dataclasses import replace
 from typing import Final
 
 from hypercore.errors import CorruptError, FencedError, LockedError, StorageError
+from hypercore_s3.commits import Commit, encode_front
 from hypercore_s3.contents import Plan
 from hypercore_s3.folding import Fold, fold, switch
 from hypercore_s3.frames import body_of, cut
 from hypercore_s3.journal import Journal
-from hypercore_s3.layout import Commit, checkpoint_sequence, encode_front
+from hypercore_s3.layout import checkpoint_sequence
 from hypercore_s3.lease import FoundHead, Lease
 from hypercore_s3.objects import ConditionFailedError
 from hypercore_s3.pages import Pages

@@ -9,30 +9,11 @@ from random import Random
 import pytest
 
 from hypercore.errors import CorruptError, FormatError, NewerFormatError
+from hypercore_s3.commits import DELETE, TRUNCATE, UNLINK, WRITE, WRITE_HERE, Commit, Step, decode_commit, encode_front
 from hypercore_s3.extents import Extents
 from hypercore_s3.frames import FRAME_SIZE, body_of, cut
-from hypercore_s3.layout import (
-    DELETE,
-    TRUNCATE,
-    UNLINK,
-    WRITE,
-    WRITE_HERE,
-    Commit,
-    FileIndex,
-    Head,
-    Index,
-    Pointer,
-    Step,
-    commit_name,
-    decode_commit,
-    decode_footer,
-    decode_head,
-    decode_index,
-    encode_footer,
-    encode_front,
-    encode_head,
-    encode_index,
-)
+from hypercore_s3.index import FileIndex, Index, decode_footer, decode_index, encode_footer, encode_index
+from hypercore_s3.layout import Head, Pointer, commit_name, decode_head, encode_head
 
 CHECKPOINT = "checkpoints/0000000000000009-0123456789abcdef"
 
