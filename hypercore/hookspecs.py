@@ -46,7 +46,9 @@ class StorageProvider(Provider):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportProvider(Provider):
-    """A transport."""
+    """A transport; `finds_peers` when it has a discovery, and so nobody in particular to dial."""
+
+    finds_peers: bool = False
 
 
 @hookspec

@@ -110,6 +110,11 @@ class PluginHost:
             "'tcp://host:port'"
         )
 
+    def finds_peers(self, address: str | os.PathLike[str] | Address) -> bool:
+        """See `hypercore.plugins.finds_peers`."""
+        offers = self._transports.get(parse_address(address).scheme, [])
+        return any(getattr(provider, "finds_peers", False) for _, provider in offers)
+
     def _open(self, address: Address, options: Mapping[str, object], offers: _Offers, what: str) -> tuple[object, str]:
         """What the opener gave, and who it is, for a complaint."""
         found = offers.get(address.scheme, [])
@@ -172,6 +177,11 @@ def is_storage(address: str | os.PathLike[str] | Address) -> bool:
     Raises `AddressError`, and `UnknownSchemeError` for a scheme that is neither's.
     """
     return installed().is_storage(address)
+
+
+def finds_peers(address: str | os.PathLike[str] | Address) -> bool:
+    """Whether an address is that of a discovery, as `lan:` is. Raises `AddressError`."""
+    return installed().finds_peers(address)
 
 
 def list_plugins() -> Sequence[PluginInfo]:

@@ -162,6 +162,41 @@ class Discovery(ABC):
         """Withdraw everything. Twice is fine."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symptom:
+    """Something that keeps peers from being found, or may."""
+
+    #: A word for programs that does not change: `multicast-blocked`.
+    cause: str
+    #: What was seen, and what to do about it: one sentence each.
+    text: str
+    advice: str
+    #: As long as this is so nobody is found at all.
+    is_fatal: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """Somebody who announces something."""
+
+    #: Where it may be dialled.
+    addresses: tuple[str, ...]
+    #: Those topics, of the ones asked about, that it serves or may serve.
+    topics: frozenset[bytes]
+    #: How many topics it announces; None when it does not say.
+    topic_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What a look at the network has shown. Without a symptom, whoever announces something was heard."""
+
+    #: Where peers are looked for, in words for people.
+    places: tuple[str, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    symptoms: tuple[Symptom, ...] = ()
+
+
 class Transport(ABC):
     """What a transport address denotes: something to dial, to listen on, or both."""
 
@@ -175,6 +210,13 @@ class Transport(ABC):
 
     def discovery(self) -> Discovery | None:
         """What finds peers by itself, a new one each time; None when this transport only dials and listens."""
+        return None
+
+    async def diagnose(self, topics: frozenset[bytes]) -> Diagnosis | None:
+        """Look for some seconds at who is there, of whom who serves `topics`, and at what keeps peers apart.
+
+        None when this transport finds nobody by itself. Raises nothing of what a symptom can say.
+        """
         return None
 
     async def aclose(self) -> None:  # noqa: B027 - most transports hold nothing

@@ -42,7 +42,7 @@ async def append(options: argparse.Namespace, output: Output) -> None:
                 return
             async with Swarm(*options.listen) as swarm:
                 swarm.join(core)
-                await tell_addresses(core, swarm, output)
+                await tell_addresses(core, swarm, options, output)
                 await _append(core, source, options, output)
                 await until_interrupted(core, options)
 

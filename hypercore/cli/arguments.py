@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 from hypercore.errors import AddressError, OptionError
@@ -25,7 +26,8 @@ _DESCRIPTION: Final = """\
 A secure append-only log: one writer signs it, any number of readers fetch and verify it.
 
 A STORAGE is a folder (./log, /srv/log) or the address of another backend, scheme:place; an ADDRESS of a peer is
-tcp://host:port, or a storage that holds the log. `hypercore plugins` lists what is installed."""
+tcp://host:port, a storage that holds the log, or lan: (--lan for short) for whoever is found on the local network.
+`hypercore plugins` lists what is installed."""
 
 _EPILOG: Final = """\
 examples:
@@ -33,13 +35,15 @@ examples:
   hypercore append ./log access.log --lines
   hypercore serve ./log --listen tcp://0.0.0.0:4977
   hypercore clone KEY ./copy --from tcp://host:4977
+  hypercore serve ./log --lan
+  hypercore follow KEY ./copy --lan
 
 exit codes: 0 done, 1 the job failed and one line says why, 2 not understood"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `command` of its result names the subcommand."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hypercore",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -72,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         "hypercore append ./log access.log --lines",
         "tail -f access.log | hypercore append ./log - --lines",
         "tail -f access.log | hypercore append ./log - --lines --listen tcp://0.0.0.0:4977",
+        "tail -f access.log | hypercore append ./log - --lines --lan",
         "hypercore append ./log film.mp4 --chunk 1048576",
     )
     _add_storage(append)
@@ -85,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=DEFAULT_CHUNK_SIZE,
         help=f"one block each so many bytes ({DEFAULT_CHUNK_SIZE})",
     )
-    _add_listen(append, required=False)
+    _add_listen(append)
 
     cat = commands.add(
         "cat",
@@ -147,6 +152,8 @@ def build_parser() -> argparse.ArgumentParser:
     copy.add_argument("destination", metavar="DST", type=_address, help="an empty one, or an older copy")
     copy.add_argument("--with-secret-key", action="store_true", help="DST can be appended to")
 
+    _add_lan_commands(commands)
+
     commands.add(
         "plugins",
         "list the storage backends and transports that are installed",
@@ -166,9 +173,12 @@ def _add_network_commands(commands: _Commands) -> None:
         "meanwhile: `hypercore append --listen` does both.",
         "hypercore serve ./log --listen tcp://0.0.0.0:4977",
         "hypercore serve ./log --listen tcp://127.0.0.1:0 --json",
+        "hypercore serve ./log --lan   # readers on the local network find it by its key",
+        "hypercore serve ./log --listen 'lan:?interfaces=eth0,wlan*&port=4977'",
     )
     _add_storage(serve)
-    _add_listen(serve, required=True)
+    _add_listen(serve)
+    serve.needs = "listen", "--listen ADDRESS, or --lan for the local network"
 
     clone = commands.add(
         "clone",
@@ -179,6 +189,7 @@ def _add_network_commands(commands: _Commands) -> None:
         '{"key":...,"length":...,"byte_length":...,"fork":...,"seconds":...}.',
         "hypercore clone KEY ./copy --from tcp://host:4977",
         "hypercore clone KEY ./copy --from tcp://one:4977 --from tcp://two:4977",
+        "hypercore clone KEY ./copy --lan",
         "hypercore clone KEY ./copy --from s3://bucket/log   # or /mnt/backup/log, https://host/bucket/log",
     )
     _add_peer_options(clone)
@@ -192,6 +203,7 @@ def _add_network_commands(commands: _Commands) -> None:
         "length is the log's and size the block's in bytes. STORAGE may be memory: to keep nothing.",
         "hypercore follow KEY ./copy --from tcp://host:4977",
         "hypercore follow KEY memory: --from tcp://host:4977 --start 0 --json",
+        "hypercore follow KEY ./copy --lan   # or --from 'lan:?interfaces=eth0'",
         "hypercore follow KEY ./copy --from s3://bucket/log",
     )
     _add_peer_options(follow)
@@ -207,6 +219,7 @@ def _add_mirror(commands: _Commands) -> None:
         "writes and take over when it ends. With --json every change is told by an object with "
         '"have", "want", "blocks_per_second", "synced", "cores", "sources", "problems" and more.',
         "hypercore mirror KEY ./copy --from tcp://host:4977 --listen tcp://0.0.0.0:4978",
+        "hypercore mirror KEY ./copy --lan",
         "hypercore mirror KEY 's3://bucket/{key}' --from tcp://host:4977 --health 127.0.0.1:9100",
         "hypercore mirror '/srv/logs/{key}' --keys keys.txt --from tcp://host:4977 --most-bytes 500GiB",
         "hypercore mirror KEY ./part --range 1000:2000 --from tcp://host:4977 --once",
@@ -226,6 +239,7 @@ def _add_mirror(commands: _Commands) -> None:
     mirror.add_argument(
         "--listen", metavar="ADDRESS", action="append", default=[], type=_address, help="where readers come in"
     )
+    _add_lan(mirror, "sources", "find sources on the local network, and be found there by readers")
     mirror.add_argument(
         "--keys",
         metavar="FILE",
@@ -256,14 +270,73 @@ def _add_mirror(commands: _Commands) -> None:
     mirror.add_argument("--health", metavar="HOST:PORT", help="serve /health: 200, or 503 and why")
 
 
+def _add_lan_commands(commands: _Commands) -> None:
+    lan = commands.group(
+        "lan",
+        "see who is on the local network, or why peers do not find each other",
+        "Peers are found there by --lan of serve, append, clone, follow and mirror.",
+        "hypercore lan doctor KEY",
+        "hypercore lan peers",
+    )
+    doctor = lan.add(
+        "doctor",
+        "say why peers on the local network do not find each other",
+        "Looks at the network interfaces, sends itself multicast, listens who announces something, and dials who "
+        "announces the log of KEY, as a reader would; without KEY it only sees whether peers can be reached. Prints a "
+        "line for each problem, with what to do, and exits with 1 when no peer is connected because of it. The words "
+        "are: no-interface, container-network, port-held, multicast-blocked, multicast-failed, nobody-heard, "
+        "nobody-announces, no-shared-core, port-blocked, peer-refused, peer-gone, other-network, other-version. Run it "
+        "on both machines. With --json one object with healthy, interfaces, peers, sharing, connected and causes.",
+        "hypercore lan doctor KEY",
+        "hypercore lan doctor KEY --address 'lan:?interfaces=eth0&port=4977'",
+    )
+    doctor.add_argument("key", metavar="KEY", nargs="?", type=_key, help="the log that somebody should have")
+    peers = lan.add(
+        "peers",
+        "list who announces logs on the local network",
+        'Addresses, and how many logs each one serves. With --json {"addresses":[...],"logs":3}.',
+        "hypercore lan peers",
+    )
+    for command in (doctor, peers):
+        command.add_argument(
+            "--address",
+            metavar="ADDRESS",
+            default="lan:",
+            type=_address,
+            help="with the options that the program has which is asked about (lan:)",
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of several options that lead to one value it may need any one."""
+
+    #: The name of that value, and the options.
+    needs: tuple[str, str] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        options, rest = super().parse_known_args(args, namespace)
+        if self.needs is not None and not getattr(options, self.needs[0]):
+            self.error(f"one of these is required: {self.needs[1]}")
+        return options, rest
+
+
 class _Commands:
     """Adds subcommands that all look alike."""
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self._parsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    def __init__(self, parser: _Parser, destination: str = "command") -> None:
+        self._parsers = parser.add_subparsers(metavar="COMMAND", dest=destination, required=True)
 
-    def add(self, name: str, summary: str, description: str, *examples: str) -> argparse.ArgumentParser:
-        parser = self._parsers.add_parser(
+    def group(self, name: str, summary: str, description: str, *examples: str) -> _Commands:
+        """A command that has commands of its own; which one is in `<name>_command`."""
+        return _Commands(self._add(name, summary, description, examples), f"{name}_command")
+
+    def add(self, name: str, summary: str, description: str, *examples: str) -> _Parser:
+        parser = self._add(name, summary, description, examples)
+        parser.add_argument("--json", action="store_true", help="print one JSON object a line; keys are hex")
+        return parser
+
+    def _add(self, name: str, summary: str, description: str, examples: Sequence[str]) -> _Parser:
+        return self._parsers.add_parser(
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}. {description}",
@@ -271,8 +344,6 @@ class _Commands:
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
-        parser.add_argument("--json", action="store_true", help="print one JSON object a line; keys are hex")
-        return parser
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -301,18 +372,29 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("storage", metavar="STORAGE", type=_address, help="a folder, or another backend's address")
 
 
-def _add_listen(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def _add_listen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen",
         metavar="ADDRESS",
         action="append",
-        required=required,
+        default=[],
         type=_address,
         help="tcp://host:port to be dialled at; may be repeated",
     )
+    _add_lan(parser, "listen", "be found by readers on the local network")
 
 
-def _add_peer_options(parser: argparse.ArgumentParser) -> None:
+def _add_lan(parser: argparse.ArgumentParser, destination: str, summary: str) -> None:
+    parser.add_argument(
+        "--lan",
+        dest=destination,
+        action="append_const",
+        const="lan:",
+        help=f"{summary}; short for the ADDRESS lan: without options",
+    )
+
+
+def _add_peer_options(parser: _Parser) -> None:
     parser.add_argument("key", metavar="KEY", type=_key, help="64 hex digits or 52 letters of z-base-32")
     _add_storage(parser)
     parser.add_argument(
@@ -320,10 +402,12 @@ def _add_peer_options(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         dest="peers",
         action="append",
-        required=True,
+        default=[],
         type=_address,
         help="tcp://host:port of a peer, or a storage that holds the log; may be repeated",
     )
+    _add_lan(parser, "peers", "find peers on the local network")
+    parser.needs = "peers", "--from ADDRESS, or --lan for the local network"
     _add_timeout(parser)
 
 

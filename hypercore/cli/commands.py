@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from hypercore.cli import appending, local, mirror, network
+from hypercore.cli import appending, doctor, local, mirror, network
 from hypercore.cli.console import Output
 
 Command = Callable[[argparse.Namespace, Output], Awaitable[None]]
@@ -24,4 +24,5 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "follow": network.follow,
     "copy": network.copy,
     "mirror": mirror.mirror,
+    "lan": doctor.lan,
 }

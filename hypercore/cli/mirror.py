@@ -11,9 +11,11 @@ from typing import Any, Final
 
 from hypercore.cli.console import CommandError, Output, Progress, complain, count_of, describe_os_error, progress_line
 from hypercore.cli.keys import KeyList
+from hypercore.cli.network import DOCTOR_SECONDS
 from hypercore.errors import OptionError
 from hypercore.mirrors.mirror import Mirror
 from hypercore.mirrors.status import CoreStatus, MirrorStatus
+from hypercore.plugins import finds_peers
 
 #: A report is at most so old.
 REPORT_SECONDS: Final = 1.0
@@ -169,7 +171,8 @@ class _Report:
         self.every_seconds = DRAW_SECONDS if self.progress.is_shown else REPORT_SECONDS
         self._last: dict[str, Any] = {}
         self._roles: dict[bytes, tuple[str, str | None]] = {}
-        self._was_full = self._was_synced = False
+        self._was_full = self._was_synced = self._was_advised = False
+        self._began = asyncio.get_running_loop().time()
 
     async def begin(self) -> None:
         mirror = self._mirror
@@ -212,11 +215,22 @@ class _Report:
                 "nothing more is downloaded, all that is here is served"
             )
         self._was_full = status.is_full
+        self._advise(status)
         if self.is_synced and not self._was_synced:
             self._was_synced = True
             much = f"{count_of(status.have, 'block')}, {count_of(status.stored_bytes, 'byte')}"
             await self._line(f"synced: {much}" + (f" of {count_of(len(status.cores), 'log')}" if self._is_many else ""))
         self.progress.say(_line(status))
+
+    def _advise(self, status: MirrorStatus) -> None:
+        """Nobody is found on the local network: say once who knows why."""
+        silent = [error for address, error in status.sources.items() if error is not None and finds_peers(address)]
+        is_late = asyncio.get_running_loop().time() - self._began >= DOCTOR_SECONDS
+        if silent and is_late and not self._was_advised:
+            self._was_advised = True
+            self.progress.clear()
+            key = "KEY" if self._is_many else status.cores[0].key.hex()
+            complain(f"{silent[0]}; `hypercore lan doctor {key}` says why")
 
     async def _tell_role(self, core: CoreStatus, before: str | None) -> None:
         name = f"{core.key.hex()[:8]}: " if self._is_many else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from hypercore.errors import (
 )
 from hypercore.events import PeerAdded, PeerRemoved
 from hypercore.log.engine import LogChange
+from hypercore.plugins import finds_peers
 from hypercore.storage_peers import address_for, is_storage_peer
 from hypercore.swarm import Swarm
 from hypercore.urls import hide_secrets
@@ -34,6 +36,8 @@ from hypercore.urls import hide_secrets
 TICK_SECONDS: Final = 0.1
 #: What is in flight is here by then, when the other blocks cannot be had.
 DAMAGE_SECONDS: Final = 1.0
+#: Whoever is on the local network is found in one second; who is not found by then makes people wonder.
+DOCTOR_SECONDS: Final = 4.0
 #: What is wrong with a storage that is a peer, and will be so in a moment, too.
 LASTING: Final = (FormatError, StorageMissingError)
 
@@ -76,11 +80,11 @@ async def serve(options: argparse.Namespace, output: Output) -> None:
         Swarm(*options.listen) as swarm,
     ):
         swarm.join(core)
-        await tell_addresses(core, swarm, output)
+        await tell_addresses(core, swarm, options, output)
         await until_interrupted(core, options)
 
 
-async def tell_addresses(core: Hypercore, swarm: Swarm, output: Output) -> None:
+async def tell_addresses(core: Hypercore, swarm: Swarm, options: argparse.Namespace, output: Output) -> None:
     """Say what a reader needs."""
     key, addresses = core.key.hex(), swarm.addresses
     await output.report(
@@ -88,8 +92,13 @@ async def tell_addresses(core: Hypercore, swarm: Swarm, output: Output) -> None:
         f"key      {key}",
         f"length   {count_of(core.length, 'block')}, {count_of(core.byte_length, 'byte')}",
         *(f"address  {address}" for address in addresses),
-        f"try      hypercore clone {key} ./copy --from {addresses[0]}",
+        f"try      hypercore clone {key} ./copy {_way_to(addresses, options)}",
     )
+
+
+def _way_to(addresses: Sequence[str], options: argparse.Namespace) -> str:
+    """How a reader reaches what is served."""
+    return "--lan" if any(map(finds_peers, options.listen)) else f"--from {addresses[0]}"
 
 
 async def until_interrupted(core: Hypercore, options: argparse.Namespace) -> None:
@@ -202,7 +211,8 @@ async def _replicated(options: argparse.Namespace, job: _Job) -> AsyncIterator[t
     for address in options.peers:
         if is_storage_peer(address):
             _refuse_same(address, options.storage)
-    async with Swarm(peers=options.peers) as swarm:
+    places = [address for address in options.peers if finds_peers(address)]
+    async with Swarm(*places, peers=[address for address in options.peers if address not in places]) as swarm:
         if not await _holds_core(options.storage):
             async with Hypercore("memory:", options.key) as scout:
                 swarm.join(scout)
@@ -227,15 +237,21 @@ async def _meet(core: Hypercore, swarm: Swarm, options: argparse.Namespace, prog
 
     Raises `CommandError` if nobody comes, or nobody can prove what he says that he has.
     """
-    ends = time.monotonic() + options.timeout
+    began = time.monotonic()
+    ends, doctor_at = began + options.timeout, began + min(DOCTOR_SECONDS, options.timeout / 2)
     addresses = [address_for(address, core.key, core.discovery_key) for address in options.peers]
+    finds = any(map(finds_peers, addresses))
     with _News(core) as news:
         while not core.peers:
             hopeless = sum(isinstance(swarm.dial_errors.get(address), LASTING) for address in addresses)
-            everybody_answered = len(swarm.connections()) + hopeless == len(addresses)
+            everybody_answered = not finds and len(swarm.connections()) + hopeless == len(addresses)
             reasons = _reasons(swarm, addresses)
             if time.monotonic() >= ends or (everybody_answered and not core.hub.may_have_peers):
                 raise CommandError(f"nobody delivers core {core.key.hex()}: {reasons}")
+            if finds and time.monotonic() >= doctor_at:
+                doctor_at = math.inf
+                progress.clear()
+                complain(f"{reasons}; `hypercore lan doctor {core.key.hex()}` says why")
             progress.say(f"waiting for a peer: {reasons}")
             await news.wait(TICK_SECONDS)
     try:
@@ -264,6 +280,9 @@ def _reasons(swarm: Swarm, addresses: Sequence[str]) -> str:
 def _reason(swarm: Swarm, address: str, addresses: Sequence[str]) -> str:
     """Why there is no peer at `address`, one of the `addresses` that are dialled."""
     error, name = swarm.dial_errors.get(address), hide_secrets(address)
+    if finds_peers(address):
+        failed = [str(info.error) for info in swarm.peers if info.error is not None]
+        return "; ".join(failed) or "nobody on this network has announced this log yet"
     if isinstance(error, ProtocolError):
         return f"{name} is no peer that we understand: {error}"
     if isinstance(error, StorageConflictError):

@@ -57,6 +57,8 @@ class Plan:
     end: int | None
     durability: Durability
     has_sources: bool
+    #: Sources are whoever discovery finds, and may be readers that have nothing yet.
+    finds_sources: bool = False
 
 
 class Keeper:
@@ -395,5 +397,6 @@ class Keeper:
         # Without a word from a source, nothing is known to be all.
         for peer in core.peers:
             is_source = peer.session.is_initiator or not self._plan.has_sources
+            is_source = is_source and not self._plan.finds_sources
             self._has_met |= peer.remote.synced and (is_source or peer.remote_length > 0)
         return self._has_met

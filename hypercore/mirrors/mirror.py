@@ -20,7 +20,7 @@ from hypercore.mirrors.budget import Budget
 from hypercore.mirrors.keeper import Keeper, Plan
 from hypercore.mirrors.monitor import Monitor
 from hypercore.mirrors.status import MirrorStatus
-from hypercore.plugins import open_storage
+from hypercore.plugins import finds_peers, open_storage
 from hypercore.storage import Storage
 from hypercore.swarm import MOST_CONNECTIONS, Swarm
 from hypercore.urls import hide_secrets, parse_address
@@ -47,9 +47,10 @@ class Mirror:
     be one key only. Or it is a function from a key to an address or a `Storage`, called for every opening.
 
     `sources` are dialled, and dialled again when they are lost; `listen` is where readers, and writers that cannot be
-    dialled, come in. `start` and `end` are the blocks to keep; without `end`, all that ever come. When the copies
-    together hold `most_bytes` nothing more is downloaded, and what is here is served; what was in flight by then is
-    still taken. `durability` is that of `Hypercore`.
+    dialled, come in. With `lan:` in one of the two, sources are found on the local network, and so is this mirror.
+    `start` and `end` are the blocks to keep; without `end`, all that ever come. When the copies together hold
+    `most_bytes` nothing more is downloaded, and what is here is served; what was in flight by then is still taken.
+    `durability` is that of `Hypercore`.
 
     While another process holds the lease of a core, this one serves what that writes, and takes over when the lease
     ends. A core whose storage fails is tried again and takes no other one down; `status` says why.
@@ -84,6 +85,8 @@ class Mirror:
         if isinstance(sources, str) or isinstance(listen, str) or isinstance(keys, bytes | str):
             raise OptionError("keys, sources and listen are lists")
         self._sources, listen = tuple(sources), tuple(listen)
+        #: Where discovery looks for sources.
+        self._places = [address for address in dict.fromkeys((*self._sources, *listen)) if finds_peers(address)]
         if not self._sources and not listen:
             raise OptionError("a mirror needs a source to dial, or an address to be dialled at")
         place, self._is_for_many = _place_of(storage)
@@ -95,9 +98,16 @@ class Mirror:
             end=end,
             durability=durability,
             has_sources=bool(self._sources),
+            finds_sources=bool(self._places),
         )
         self._budget = Budget(most_bytes=most_bytes, on_full=self._pause)
-        self._swarm = Swarm(*listen, peers=self._sources, key_pair=key_pair, most_connections=most_connections)
+        self._swarm = Swarm(
+            *self._places,
+            *(address for address in listen if address not in self._places),
+            peers=[address for address in self._sources if address not in self._places],
+            key_pair=key_pair,
+            most_connections=most_connections,
+        )
         self._monitor = Monitor(self.status, metrics=metrics, health=health)
         self._keepers: dict[bytes, Keeper] = {}
         self._changing = asyncio.Lock()
@@ -216,21 +226,19 @@ class Mirror:
     def status(self) -> MirrorStatus:
         """How it is. Rates are measured from one call to the next."""
         now = asyncio.get_running_loop().time()
-        errors = self._swarm.dial_errors
+        errors = self._errors()
         cores = tuple(keeper.status(now) for keeper in self._keepers.values())
         problems = [f"core {core.key.hex()}: {core.error}" for core in cores if core.error is not None]
         if len(problems) > MOST_PROBLEMS:
             problems = [*problems[:MOST_PROBLEMS], f"and {len(problems) - MOST_PROBLEMS} more cores"]
         gone_seconds = None if self._gone_since is None else now - self._gone_since
         if gone_seconds is not None and gone_seconds >= PATIENCE_SECONDS:
-            reasons = "; ".join(str(errors.get(address, "")) for address in self._sources)
+            reasons = "; ".join(errors.get(address, "") for address in self._sources)
             problems.insert(0, f"no source could be reached for {gone_seconds:.0f} seconds: {reasons}")
         return MirrorStatus(
             cores=cores,
             addresses=tuple(self.addresses),
-            sources={
-                hide_secrets(address): str(errors[address]) if address in errors else None for address in self._sources
-            },
+            sources={hide_secrets(address): errors.get(address) for address in self._sources},
             sources_gone_seconds=gone_seconds,
             connections=len(self._swarm.connections()),
             most_bytes=self._budget.most_bytes,
@@ -240,11 +248,21 @@ class Mirror:
 
     # ---- work ----
 
+    def _errors(self) -> dict[str, str]:
+        """Why sources cannot be reached, by address."""
+        errors = {address: str(error) for address, error in self._swarm.dial_errors.items()}
+        if self._places and not self._swarm.connections():
+            failed = [str(info.error) for info in self._swarm.peers if info.error is not None]
+            why = "; ".join(failed) or "nobody on this network has announced a log of this mirror"
+            errors |= dict.fromkeys(self._places, why)
+        return errors
+
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         was_full = False
         while True:
-            if not self._sources or any(address not in self._swarm.dial_errors for address in self._sources):
+            errors = self._errors()
+            if not self._sources or any(address not in errors for address in self._sources):
                 self._gone_since = None
             elif self._gone_since is None:
                 self._gone_since = loop.time()

@@ -29,5 +29,6 @@ def hypercore_transport_providers() -> list[TransportProvider]:
             opener="hypercore_lan.transport:open_transport",
             summary="peers on the local network, found by multicast DNS and dialled over TCP",
             extra="lan",
+            finds_peers=True,
         )
     ]

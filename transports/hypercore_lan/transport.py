@@ -6,7 +6,7 @@ from typing import Never
 
 from hypercore.errors import AddressError
 from hypercore.options import build_options
-from hypercore.transport import Discovery, Transport
+from hypercore.transport import Diagnosis, Discovery, Transport
 from hypercore.urls import Address, parse_address
 from hypercore_lan.discovery import LanDiscovery, LanOptions
 
@@ -27,6 +27,11 @@ class LanTransport(Transport):
 
     def discovery(self) -> Discovery:
         return LanDiscovery(self._options)
+
+    async def diagnose(self, topics: frozenset[bytes]) -> Diagnosis:
+        from hypercore_lan.diagnosis import diagnose  # Nobody who finds peers needs it.
+
+        return await diagnose(self._options, topics)
 
 
 def open_transport(address: str | Address, **options: object) -> LanTransport:

@@ -257,6 +257,9 @@ async def _connect(family: socket.AddressFamily, where: tuple[object, ...]) -> s
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        if family == socket.AF_INET6 and where[3]:
+            # uvloop forgets the zone of a link-local address, unless it is a part of the host.
+            where = (f"{str(where[0]).partition('%')[0]}%{where[3]}", where[1])
         await asyncio.get_running_loop().sock_connect(sock, where)
         if sock.getsockname() == sock.getpeername():
             # TCP lets a port of this machine that nobody listens on connect to itself, now and then.
