@@ -112,6 +112,14 @@ class _Step:
         self.data = data
         self.end = end
 
+    def joined(self) -> bytes:
+        """The data of all its writes; when that is a whole page, nothing of the old one is needed."""
+        assert isinstance(self.data, list)
+        data = b"".join(self.data)
+        if len(data) == PAGE_BYTES:
+            self.verb = "whole"
+        return data
+
 
 class Draft:
     """A commit on its way from operations on files to operations on pages. Made once, used once."""
@@ -271,7 +279,7 @@ class Draft:
         for step in self._steps:
             if not isinstance(step.data, list) or not step.data:
                 continue
-            data = b"".join(step.data)
+            data = step.joined()
             if len(data) < STAGED_BYTES_MIN:
                 continue
             key = self._layout.staged(self.staged_count)
@@ -308,7 +316,7 @@ class Draft:
         gone += [f"-{name}" for name in self._before.debris if name not in self.contents.debris]
         arguments: list[Argument] = [int(self.takes_no_room), self.staged_count, len(fields), *fields, len(gone), *gone]
         for step in self._steps:
-            data = step.data if isinstance(step.data, int) else b"".join(step.data)
+            data = step.data if isinstance(step.data, int) else step.joined()
             arguments += (step.verb, step.place, step.offset, data)
         return arguments
 

@@ -183,12 +183,9 @@ def shared_server(kind: Kind) -> RedisServer:
 @contextlib.contextmanager
 def replica_of(primary: RedisServer, settings: Mapping[str, str] = NOTHING) -> Iterator[RedisServer]:
     """A replica that has all that the primary has."""
-    link = {"replicaof": f"127.0.0.1 {primary.port}", "repl-diskless-sync-delay": "0"}
-    replica = RedisServer(primary.kind, settings)
-    # The setting takes two words.
-    with replica.start():
-        replica.ask("REPLICAOF", *link["replicaof"].split())
-        primary.ask("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+    primary.ask("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+    with RedisServer(primary.kind, settings) as replica:
+        replica.ask("REPLICAOF", "127.0.0.1", primary.port)
         until(lambda: replica.client().info("replication")["master_link_status"] == "up")
         caught_up(primary, replica)
         yield replica

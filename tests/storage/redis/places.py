@@ -47,3 +47,9 @@ async def eventually(holds: Callable[[], bool]) -> None:
     """Wait for something that happens by itself; the test's own time limit ends it."""
     while not holds():  # noqa: ASYNC110 - it happens in another process
         await asyncio.sleep(0.005)
+
+
+def let_the_lease_end(server: RedisServer, storage: RedisStorage) -> None:
+    """As if its time had gone by."""
+    if server.ask("EXISTS", storage.layout.head):
+        server.ask("HSET", storage.layout.head, "until", "1")

@@ -1,32 +1,23 @@
-"""One writer: leases, and thousands of schedules of two who both believe that they are it."""
+"""One writer: leases, who is refused, who is fenced out, and how a lease ends."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import os
 import socket
-from collections.abc import Sequence
-from random import Random
 
 import pytest
 
-from hypercore.errors import FencedError, LockedError, NotWritableError, OptionError, StorageError
+from hypercore.errors import FencedError, LockedError, NotWritableError, OptionError
 from hypercore.plugins import open_storage
 from hypercore.storage import Truncate, Write
 from hypercore_redis import RedisStorage
 from tests.running import run
 from tests.servers.redis import KINDS, Kind, RedisServer, shared_server
 from tests.servers.tcp_proxy import TcpProxy
-from tests.storage.redis.places import content, eventually, keys, new_prefix, storage_at
+from tests.storage.redis.places import content, eventually, keys, let_the_lease_end, new_prefix, storage_at
 
 both = pytest.mark.parametrize("kind", KINDS)
-
-#: Schedules of two writers, each of a few commits.
-SCHEDULES = 1000
-#: In parts, so that they can be shared out.
-PARTS = 4
 
 
 @pytest.fixture
@@ -39,12 +30,6 @@ def head_of(server: RedisServer, storage: RedisStorage) -> dict[str, str]:
     with server.client(decode_responses=True) as client:
         found: dict[str, str] = client.hgetall(storage.layout.head)
         return found
-
-
-def let_the_lease_end(server: RedisServer, storage: RedisStorage) -> None:
-    """As if its time had gone by."""
-    if server.ask("EXISTS", storage.layout.head):
-        server.ask("HSET", storage.layout.head, "until", "1")
 
 
 def test_who_is_refused_hears_who_is_in_the_way_and_what_to_do(redis: RedisServer) -> None:
@@ -253,90 +238,6 @@ def test_two_writers_at_once_through_a_network_that_delivers_late_are_never_both
             assert await content(new) == b"new"
             await old.aclose()
             await new.aclose()
-
-    run(scenario())
-
-
-# ---- schedules ------------------------------------------------------------------------------------
-
-
-class _Rival:
-    """A writer that commits under the next number whenever it can, and writes down what was acknowledged."""
-
-    def __init__(self, name: str, storage: RedisStorage, acknowledged: dict[int, str]) -> None:
-        self.name = name
-        self.storage = storage
-        self.acknowledged = acknowledged
-        self.count = 0
-
-    async def step(self, action: str) -> None:
-        storage = self.storage
-        with contextlib.suppress(StorageError):  # of which LockedError and FencedError are
-            match action:
-                case "acquire":
-                    await storage.acquire()
-                case "break":
-                    storage.session.drop("a test")
-                case "commit":
-                    self.count += 1
-                    said = f"{self.name}{self.count}"
-                    await storage.commit([Write("data", 0, said.ljust(12).encode()), Truncate("n", self.count)])
-                    number = storage.lease.sequence
-                    other = self.acknowledged.setdefault(number, said)
-                    assert other == said, f"commit {number} was acknowledged as {other} and as {said}"
-
-
-@both
-@pytest.mark.parametrize("part", range(PARTS))
-def test_of_two_writers_never_are_two_commits_acknowledged_under_one_number(kind: Kind, part: int) -> None:
-    server = shared_server(kind)
-
-    async def schedule(seed: int) -> tuple[int, int]:
-        random = Random(seed)
-        prefix = new_prefix()
-        acknowledged: dict[int, str] = {}
-        storages: list[RedisStorage] = []
-        names = itertools.count()
-
-        def rival() -> _Rival:
-            storages.append(storage_at(server, prefix, take_over=random.random() < 0.8))
-            return _Rival(f"w{next(names)}-", storages[-1], acknowledged)
-
-        rivals = [rival(), rival()]
-        for _ in range(random.randrange(3, 9)):
-            actions: Sequence[tuple[_Rival, str]] = [
-                (random.choice(rivals), random.choice(["commit", "commit", "commit", "acquire", "break"]))
-                for _ in range(random.choice([1, 2, 2, 3]))
-            ]
-            if random.random() < 0.15:
-                let_the_lease_end(server, storages[0])
-            await asyncio.gather(*(who.step(action) for who, action in actions))
-            if random.random() < 0.1:
-                rivals[random.randrange(2)] = rival()
-        writers = {said.partition("-")[0] for said in acknowledged.values()}
-        if acknowledged:
-            reader = storages[-1]
-            reader.session.drop("a test")
-            assert set(acknowledged) <= set(range(1, max(acknowledged) + 1)), f"schedule {seed}"
-            last = (await content(reader)).rstrip().decode()
-            if reader.lease.sequence == max(acknowledged):
-                assert last == acknowledged[max(acknowledged)], f"schedule {seed}: {last}, not {acknowledged}"
-            else:
-                # Done, and its writer could not be told, because another one came first.
-                assert reader.lease.sequence > max(acknowledged), f"schedule {seed}"
-                assert last not in acknowledged.values(), f"schedule {seed}"
-        for storage in storages:
-            await storage.aclose()
-        return len(acknowledged), len(writers)
-
-    async def scenario() -> None:
-        commits = shared = 0
-        for seed in range(part, SCHEDULES, PARTS):
-            count, who = await schedule(seed)
-            commits += count
-            shared += who > 1
-        assert commits > SCHEDULES // PARTS, "hardly a commit was acknowledged"
-        assert shared > SCHEDULES // PARTS // 10, "the writers hardly ever met"
 
     run(scenario())
 
