@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from random import Random
 
 import pytest
 
 from hypercore import dialling as dialling_module
 from hypercore import swarm as swarm_module
+from hypercore.connections import Connections
 from hypercore.core import Hypercore
 from hypercore.crypto import KeyPair
 from hypercore.plugins import open_transport
+from hypercore.replication import Hub
 from hypercore.transport import ByteStream, Listener, Transport
 
 names = (f"pipe:swarm-{number}" for number in itertools.count())
@@ -92,3 +96,17 @@ class Crossroads(Transport):
 
     async def listen(self, address: str) -> Listener:
         return await self._inner.listen(address)
+
+
+@asynccontextmanager
+async def connections(key_pair: KeyPair) -> AsyncIterator[Connections]:
+    """The connections of a swarm without cores, closed at the end."""
+
+    async def nobody(discovery_key: bytes) -> Hub | None:
+        return None
+
+    made = Connections(key_pair, most=8, most_a_host=4, is_banned=lambda key: False, on_offer=nobody)
+    try:
+        yield made
+    finally:
+        await made.aclose()

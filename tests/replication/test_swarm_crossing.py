@@ -15,12 +15,14 @@ from hypercore import connections as connections_module
 from hypercore import dialling as dialling_module
 from hypercore.core import Hypercore
 from hypercore.crypto import KeyPair
+from hypercore.duplex import stream_pair
 from hypercore.peer import Peer
 from hypercore.plugins import open_transport
 from hypercore.swarm import Swarm
+from hypercore.transport import ByteStream
 from tests.processes import Program, running
 from tests.replication.links import eventually
-from tests.replication.swarms import LARGE, SMALL, Crossroads, install, names, writer_of
+from tests.replication.swarms import LARGE, SMALL, Crossroads, connections, install, names, writer_of
 from tests.running import run
 
 SEED = 17
@@ -168,5 +170,77 @@ def test_a_restarted_peer_is_let_in_while_its_old_connection_is_dead_and_does_no
                     assert swarm.connections()[0].remote_public_key == keys[there]
                     assert await reader.get(2) == b"block 2"
                     assert len(reader.peers) == 1
+
+    run(main(), timeout_seconds=25)  # After 30 seconds of silence it would be let in by anybody.
+
+
+class Slow(ByteStream):
+    """Its first message leaves at once, and the others when they are let go."""
+
+    def __init__(self, inner: ByteStream) -> None:
+        self.inner = inner
+        self.go = asyncio.Event()
+        self._is_first = True
+
+    async def receive(self) -> bytes:
+        return await self.inner.receive()
+
+    async def send(self, data: bytes) -> None:
+        if not self._is_first:
+            await self.go.wait()
+        self._is_first = False
+        await self.inner.send(data)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    def abort(self) -> None:
+        self.inner.abort()
+
+    @property
+    def remote_address(self) -> str:
+        return self.inner.remote_address
+
+
+def test_an_old_connection_ends_only_when_both_ends_know_that_the_new_one_works() -> None:
+    async def main() -> None:
+        async with connections(SMALL) as chooser, connections(LARGE) as other:
+            theirs, ours = stream_pair()
+            older = other.run(theirs, initiator=True)
+            chooser.accept(ours)
+            await older.opened()
+            await eventually(lambda: len(chooser.open()) == 1)
+            chooser.open()[0].has_spoken = True
+            mine, yours = stream_pair()
+            slow = Slow(mine)
+            newer = chooser.run(slow, initiator=True)
+            other.accept(yours)
+            await newer.opened()
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert len(chooser.open()) == 2, "the other side does not know of the new one yet"
+            assert other.open() == [older]
+            slow.go.set()
+            await eventually(lambda: len(chooser) == len(other) == 1)
+            assert chooser.open() == [newer]
+            assert other.open()[0].handshake_hash == newer.handshake_hash
+
+    run(main())
+
+
+def test_of_two_that_cross_before_a_word_is_said_the_one_that_the_larger_key_dialled_is_kept() -> None:
+    async def main() -> None:
+        async with connections(SMALL) as small, connections(LARGE) as large:
+            for first, second in ((small, large), (large, small)):
+                for dialler, listener in ((first, second), (second, first)):
+                    theirs, ours = stream_pair()
+                    dialler.run(theirs, initiator=True)
+                    listener.accept(ours)
+                await eventually(lambda: len(small) == len(large) == 1)
+                await eventually(lambda: bool(small.open() and large.open()))
+                assert large.open()[0].is_initiator
+                assert not small.open()[0].is_initiator
+                large.open()[0].abort()
+                await eventually(lambda: not len(small) and not len(large))
 
     run(main())

@@ -259,7 +259,7 @@ def test_a_swarm_ends_although_its_peers_read_nothing_and_never_close() -> None:
                 await silent.aclose()
                 download.destroy()
 
-    run(main())
+    run(main(), timeout_seconds=25)  # After 30 seconds of silence they would be cut off anyway.
 
 
 # ---- the first round -----------------------------------------------------------------------------------

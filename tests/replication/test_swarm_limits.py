@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
+from hypercore import connections as connections_module
 from hypercore import dialling as dialling_module
-from hypercore.connections import MOST_BANNED, MOST_HANDSHAKES, Connections
+from hypercore.connections import MOST_A_PEER, MOST_BANNED, MOST_HANDSHAKES, Connections
 from hypercore.contacts import PeerInfo
 from hypercore.core import Hypercore
 from hypercore.crypto import KeyPair
 from hypercore.duplex import stream_pair
 from hypercore.errors import OptionError, PeerBannedError, PeerRefusedError, StreamBrokenError
 from hypercore.plugins import open_transport
-from hypercore.replication import Hub
 from hypercore.session import Replication
 from hypercore.swarm import Swarm
 from hypercore.transport import ByteStream
 from tests.replication.links import eventually
-from tests.replication.swarms import LARGE, SMALL, GatedTransport, install, names, retry_at_once, writer_of
+from tests.replication.swarms import LARGE, SMALL, GatedTransport, connections, install, names, retry_at_once, writer_of
 from tests.running import run
 
 
@@ -143,19 +141,6 @@ def test_dials_under_way_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     run(main())
 
 
-@asynccontextmanager
-async def connections() -> AsyncIterator[Connections]:
-    async def nobody(discovery_key: bytes) -> Hub | None:
-        return None
-
-    key_pair = KeyPair.generate()
-    made = Connections(key_pair, most=8, most_a_host=4, is_banned=lambda key: False, on_offer=nobody)
-    try:
-        yield made
-    finally:
-        await made.aclose()
-
-
 def test_one_host_may_not_take_all_the_room_and_this_machine_may() -> None:
     async def main() -> None:
         dialled: list[Replication] = []
@@ -168,7 +153,7 @@ def test_one_host_may_not_take_all_the_room_and_this_machine_may() -> None:
             inside.accept(near)
             return dialled[-1]
 
-        async with connections() as inside:
+        async with connections(KeyPair.generate()) as inside:
             for _ in range(4):
                 await (await come_from("10.0.0.1", inside)).opened()
             await eventually(lambda: len(inside.open()) == 4)
@@ -180,7 +165,7 @@ def test_one_host_may_not_take_all_the_room_and_this_machine_may() -> None:
         for each in dialled:
             await each.aclose()
         dialled.clear()
-        async with connections() as inside:
+        async with connections(KeyPair.generate()) as inside:
             for _ in range(8):
                 await (await come_from("127.0.0.1", inside)).opened()
             await eventually(lambda: len(inside.open()) == 8)
@@ -190,8 +175,11 @@ def test_one_host_may_not_take_all_the_room_and_this_machine_may() -> None:
     run(main())
 
 
-def test_one_peer_does_not_take_more_than_a_few_although_it_is_its_turn_to_choose(address: str) -> None:
+def test_one_peer_does_not_take_more_than_a_few_although_it_is_its_turn_to_choose(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A peer with the smaller key that opens connections and ends none of them."""
+    monkeypatch.setattr(connections_module, "CHOICE_SECONDS", 1000.0)
 
     async def main() -> None:
         transport = open_transport("pipe:")
@@ -202,8 +190,8 @@ def test_one_peer_does_not_take_more_than_a_few_although_it_is_its_turn_to_choos
                 connection.start_running()
                 await connection.opened()
                 dialled.append(connection)
-            await eventually(lambda: sum(each.is_closed for each in dialled) >= 6)
-            assert not dialled[-1].is_closed
+            await eventually(lambda: sum(each.is_closed for each in dialled) == 10 - MOST_A_PEER)
+            assert not any(each.is_closed for each in dialled[-MOST_A_PEER:])
             assert len(server.peers) == 1
             for each in dialled:
                 await each.aclose()
