@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hypercore.core import Info as Info
     from hypercore.core import SeekResult as SeekResult
     from hypercore.crypto import KeyPair as KeyPair
+    from hypercore.contacts import PeerInfo as PeerInfo
     from hypercore.downloads import Download as Download
     from hypercore.downloads import Progress as Progress
     from hypercore.errors import AddressError as AddressError
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from hypercore.errors import NotDurableError as NotDurableError
     from hypercore.errors import NotWritableError as NotWritableError
     from hypercore.errors import OptionError as OptionError
+    from hypercore.errors import PeerBannedError as PeerBannedError
+    from hypercore.errors import PeerRefusedError as PeerRefusedError
     from hypercore.errors import PluginError as PluginError
     from hypercore.errors import ProofRequestError as ProofRequestError
     from hypercore.errors import ProtocolError as ProtocolError
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from hypercore.proofs import SeekRequest as SeekRequest
     from hypercore.proofs import UpgradeRequest as UpgradeRequest
     from hypercore.session import Replication as Replication
+    from hypercore.stats import ConnectionStats as ConnectionStats
     from hypercore.storage import RandomAccess as RandomAccess
     from hypercore.storage import Storage as Storage
     from hypercore.streams import WriteStream as WriteStream
@@ -81,6 +85,7 @@ if TYPE_CHECKING:
 #: Where each public name lives.
 _NAMES = {
     "codecs": ("Codec",),
+    "contacts": ("PeerInfo",),
     "core": ("AppendResult", "Hypercore", "Info", "SeekResult"),
     "crypto": ("KeyPair",),
     "downloads": ("Download", "Progress"),
@@ -102,6 +107,8 @@ _NAMES = {
         "NotDurableError",
         "NotWritableError",
         "OptionError",
+        "PeerBannedError",
+        "PeerRefusedError",
         "PluginError",
         "ProofRequestError",
         "ProtocolError",
@@ -122,6 +129,7 @@ _NAMES = {
     "peer": ("Peer",),
     "proofs": ("BlockRequest", "HashRequest", "Proof", "SeekRequest", "UpgradeRequest"),
     "session": ("Replication",),
+    "stats": ("ConnectionStats",),
     "storage": ("RandomAccess", "Storage"),
     "streams": ("WriteStream",),
     "swarm": ("Swarm",),
