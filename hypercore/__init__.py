@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hypercore.codecs import Codec as Codec
+    from hypercore.contacts import PeerInfo as PeerInfo
     from hypercore.core import AppendResult as AppendResult
     from hypercore.core import Hypercore as Hypercore
     from hypercore.core import Info as Info
     from hypercore.core import SeekResult as SeekResult
     from hypercore.crypto import KeyPair as KeyPair
-    from hypercore.contacts import PeerInfo as PeerInfo
     from hypercore.downloads import Download as Download
     from hypercore.downloads import Progress as Progress
     from hypercore.errors import AddressError as AddressError
