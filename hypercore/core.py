@@ -531,12 +531,17 @@ class Hypercore:
         end: int | None = None,
         *,
         blocks: Iterable[int] | None = None,
+        linear: bool = False,
     ) -> Download:
-        """Fetch blocks [start, end), or `blocks`, from the peers; without `end` everything that ever comes."""
+        """Fetch blocks [start, end), or `blocks`, from the peers; without `end` everything that ever comes.
+
+        From several peers they come in any order, so that readers can fetch from each other; `linear` is for who reads
+        them as they come.
+        """
         log = self._check_open()
         if start < 0 or (end is not None and end < start):
             raise BlockIndexError(f"a download from block {start} to {end} is no range")
-        return Download(log, self.hub, start=start, end=end, blocks=blocks)
+        return Download(log, self.hub, start=start, end=end, blocks=blocks, linear=linear)
 
     def finding_peers(self) -> Callable[[], None]:
         """Say that a search for peers is under way: waiters hold on until the returned function is called."""

@@ -27,12 +27,14 @@ class Progress:
 class Download:
     """A running download, made by `Hypercore.download`. It goes on until it is done or `destroy` is called."""
 
-    def __init__(self, log: Log, hub: Hub, *, start: int, end: int | None, blocks: Iterable[int] | None) -> None:
+    def __init__(
+        self, log: Log, hub: Hub, *, start: int, end: int | None, blocks: Iterable[int] | None, linear: bool = False
+    ) -> None:
         self._log = log
         self._hub = hub
         self._blocks = frozenset(blocks) if blocks is not None else None
         chosen = sorted(self._blocks) if self._blocks is not None else None
-        self._wanted = Wanted(start, end, chosen)
+        self._wanted = Wanted(start, end, chosen, linear)
         self._start, self._end_block = start, end
         self._waiters: list[asyncio.Future[None]] = []
         self._is_destroyed = self._is_done = False

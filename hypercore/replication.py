@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ class Hub:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.local = LocalTree(log)
-        self.replicator = Replicator(self.local)
+        self.replicator = Replicator(self.local, scatter=random.random())
         self.replicator.on_give_up = self._give_up
         self.peers: list[Peer] = []
         self._by_remote: dict[RemotePeer, Peer] = {}

@@ -376,7 +376,7 @@ async def _new_blocks(core: Hypercore, start: int, pause: Callable[[], Any]) -> 
     """Every block from `start` on as it arrives. When the writer goes back, so does this. `pause` is awaited before
     each wait."""
     index = start
-    download = core.download(start)
+    download = core.download(start, linear=True)
     try:
         with _News(core) as news:
             while True:

@@ -129,6 +129,7 @@ class RemotePeer:
         self.answered_at = 0.0
         self.blocks_received = 0
         self.bytes_received = 0
+        #: Where to go on choosing, by what is chosen from.
         self.cursors: dict[object, int] = {}
         self.wanted: dict[int, None] = {}
         self.wants_to_send: list[int] = []
@@ -181,7 +182,7 @@ class RemotePeer:
             self._absorb()
         else:
             self._remember(start, end, True)
-        self._rewind(start)
+        self.rewind(start)
 
     def _remember(self, start: int, end: int, value: bool) -> None:
         self.wide_changes += end - start > WANT_REGION_BLOCKS
@@ -194,7 +195,7 @@ class RemotePeer:
         self._cut_prefix(start, start + 8 * len(words))
         self.held.set_from_words(start, words)
         self._absorb()
-        self._rewind(start)
+        self.rewind(start)
 
     def local_truncated(self, start: int, fork: int) -> None:
         """The own log lost its blocks from `start` on and is at `fork` now."""
@@ -222,10 +223,11 @@ class RemotePeer:
             gap = self.held.first_unset(self.prefix, REMEMBERED_BLOCKS)
             self.prefix = REMEMBERED_BLOCKS if gap is None else gap
 
-    def _rewind(self, start: int) -> None:
-        for demand, cursor in self.cursors.items():
-            if cursor > start:
-                self.cursors[demand] = start
+    def rewind(self, index: int) -> None:
+        """Block `index` and those behind it may have to be chosen once more."""
+        for each, cursor in self.cursors.items():
+            if cursor > index:
+                self.cursors[each] = index
 
     # ---- wants ----
 
@@ -244,4 +246,4 @@ class RemotePeer:
         self.wanted.clear()
         self.wants_to_send.clear()
         # The cursors passed over the blocks that these wants were about.
-        self._rewind(0)
+        self.rewind(0)

@@ -23,6 +23,8 @@ MOST_ASKS: Final = 512
 ASKED_BYTES: Final = 8 * 1024 * 1024
 #: A download asks for more once a quarter of its window is free.
 REFILL_SHARE: Final = 4
+#: Peers of which it is looked whether they have a block, too, before it is asked of one that has more.
+MOST_SPARING: Final = 8
 #: A peer that answered nothing for this long is asked no more for now, and others are asked instead.
 ANSWER_TIMEOUT_SECONDS: Final = 10.0
 #: After so many silent timeouts in a row the peer is given up.
@@ -38,8 +40,12 @@ MOST_CONFLICT_CHECKS: Final = 2
 class Replicator:
     """Decides what is asked of which peer."""
 
-    def __init__(self, local: LocalTree) -> None:
+    def __init__(self, local: LocalTree, *, scatter: float = 0.0) -> None:
+        """With several peers a download begins at `scatter`, 0 up to 1, of what it wants. Readers who differ in that
+        fetch different blocks from the writer, and the rest from each other.
+        """
         self._local = local
+        self.scatter = scatter
         self.peers: list[RemotePeer] = []
         self._wanted = WantedBlocks(local)
         self._demands: list[Demand] = []
@@ -68,14 +74,11 @@ class Replicator:
     def look_again(self, download: Download, index: int) -> None:
         """Blocks of a download from `index` on are missing again."""
         for peer in self.peers:
-            if peer.cursors.get(download, 0) > index:
-                peer.cursors[download] = index
+            peer.rewind(index)
         self.is_stirred = True
 
     def remove_download(self, download: Download) -> None:
-        self._wanted.remove_download(download)
-        for peer in self.peers:
-            peer.cursors.pop(download, None)
+        self._wanted.remove_download(download, self.peers)
 
     def add_demand(self, demand: Demand) -> None:
         """Ask for a proof. When the peers are known to be of no help `demand.done` is called before this returns."""
@@ -299,15 +302,34 @@ class Replicator:
         average = self._local.byte_length // length if length else 0
         if average == 0:
             return MOST_ASKS
-        return max(FEWEST_ASKS, min(MOST_ASKS, ASKED_BYTES // average))
+        # Several that deliver share it: what waits long in a queue would be asked for twice.
+        busy = sum(1 for other in self.peers if other.asks and other is not peer)
+        return max(FEWEST_ASKS, min(MOST_ASKS, ASKED_BYTES // average // (busy + 1)))
 
     def _blocks_for(self, peer: RemotePeer, room: int, now: float) -> list[int]:
         # A few answers make room for a few requests, but each sending costs both sides a system call and a wake-up.
         may_download = room * REFILL_SHARE >= self._window(peer) or not peer.asks
-        chosen = self._wanted.choose(peer, room, downloads=may_download)
+        if may_download and len(self.peers) > 1:
+            others = self._with_less(peer, now)
+            chosen = self._wanted.choose(peer, room, scatter=self.scatter, others=others)
+        else:
+            chosen = self._wanted.choose(peer, room, downloads=may_download)
         if not chosen and not peer.asks:
             return self._hot_swaps(peer, room, now)
         return chosen
+
+    def _with_less(self, peer: RemotePeer, now: float) -> list[RemotePeer]:
+        """Peers that have less than this one and deliver swiftly: it is spared what they have, for who has all is asked
+        by all.
+        """
+        return [
+            other
+            for other in self.peers
+            if other.asks
+            and other.prefix < peer.prefix
+            and not other.timeouts
+            and now - next(iter(other.asks.values())).asked_at < HOT_SWAP_SECONDS
+        ][:MOST_SPARING]
 
     def _hot_swaps(self, peer: RemotePeer, room: int, now: float) -> list[int]:
         # This peer is idle; the blocks that others are slow with are asked of it too, and whoever is slower is told.
@@ -322,7 +344,10 @@ class Replicator:
             for index, latest in asked_at.items()
             if now - latest >= HOT_SWAP_SECONDS and index < limit and peer.has(index)
         ]
-        return slow[:room]
+        # Those that somebody waits for, then the last in a queue: the first ones may be on their way by now.
+        slow.sort(key=self._wanted.is_urgent)
+        slow.reverse()
+        return slow[: max(FEWEST_ASKS, room // REFILL_SHARE)]
 
     def _ask_block(self, peer: RemotePeer, index: int, now: float) -> Ask:
         request = ProofRequest(self._local.fork, BlockRequest(index, 0))
@@ -405,6 +430,8 @@ class Replicator:
         if ask.kind is AskKind.UPGRADE:
             self._upgrading.pop(peer, None)
             self.is_stirred = True
+        if not peer.asks and len(self.peers) > 1:
+            self.is_stirred = True  # Others were spared what it has, and it may have no more of that.
 
     def _requeue(self, ask: Ask) -> None:
         if ask.index >= 0:

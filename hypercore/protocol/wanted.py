@@ -6,7 +6,7 @@ Pure. It knows nothing of trees, trust and time-outs; the replicator does.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,10 @@ class Download:
     start: int
     end: int | None
     blocks: list[int] | None = None
+    #: Somebody reads them from the first one on.
+    linear: bool = False
+    #: The part that is asked for first, when there are several peers; what lies before it comes afterwards.
+    late: Download | None = None
 
 
 class WantedBlocks:
@@ -75,7 +79,11 @@ class WantedBlocks:
     def add_download(self, download: Download) -> None:
         self._downloads.append(download)
 
-    def remove_download(self, download: Download) -> None:
+    def remove_download(self, download: Download, peers: Iterable[RemotePeer]) -> None:
+        for peer in peers:
+            for part in (download, download.late):
+                peer.cursors.pop(part, None)
+                peer.cursors.pop((part, "rare"), None)
         if download in self._downloads:
             self._downloads.remove(download)
 
@@ -115,9 +123,7 @@ class WantedBlocks:
         if index in self._gets and index not in self._asked:
             self._idle_gets[index] = None
         for peer in peers:
-            for download, cursor in peer.cursors.items():
-                if cursor > index:
-                    peer.cursors[download] = index
+            peer.rewind(index)
 
     def asked(self, index: int) -> list[RemotePeer]:
         """Who was asked for block `index` and has not answered."""
@@ -125,8 +131,20 @@ class WantedBlocks:
 
     # ---- what to ask next ----
 
-    def choose(self, peer: RemotePeer, room: int, *, downloads: bool) -> list[int]:
-        """Up to `room` blocks to ask of the peer, urgent ones first; what nobody knows it to have becomes a `want`."""
+    def choose(
+        self,
+        peer: RemotePeer,
+        room: int,
+        *,
+        downloads: bool = True,
+        scatter: float | None = None,
+        others: Sequence[RemotePeer] = (),
+    ) -> list[int]:
+        """Up to `room` blocks to ask of the peer, urgent ones first; what nobody knows it to have becomes a `want`.
+
+        With `scatter`, 0 up to 1, downloads begin at that part of what they want, and come back to what lies before.
+        Of a download nothing is chosen that `others` have.
+        """
         limit = min(self._local.length, peer.length)
         chosen: list[int] = []
         have = self._local.bitfield
@@ -143,14 +161,25 @@ class WantedBlocks:
         for download in self._downloads if downloads else ():
             if len(chosen) >= room:
                 break
-            cursor = max(download.start, peer.cursors.get(download, 0))
             if download.blocks is not None:
-                cursor = self._from_list(download.blocks, cursor, peer, limit, room, chosen)
-            else:
-                end = limit if download.end is None else min(limit, download.end)
-                cursor = self._from_range(cursor, end, peer, room, chosen)
-            peer.cursors[download] = cursor
+                cursor = max(download.start, peer.cursors.get(download, 0))
+                peer.cursors[download] = self._from_list(download.blocks, cursor, peer, limit, room, chosen)
+                continue
+            end = limit if download.end is None else min(limit, download.end)
+            if download.late is None and scatter is not None and not download.linear:
+                self._split(download, end, scatter)
+            for part in filter(None, (download.late, download)):
+                key = (part, "rare") if others else part
+                cursor = max(part.start, peer.cursors.get(key, 0))
+                peer.cursors[key] = self._from_range(cursor, end, peer, room, chosen, others)
+                end = min(end, part.start)
         return chosen
+
+    def _split(self, download: Download, end: int, scatter: float) -> None:
+        """Begin a download somewhere in what is missing."""
+        first = self._local.bitfield.first_unset(download.start, end)
+        if first is not None:
+            download.late = Download(first + int((end - first) * scatter), download.end)
 
     def _take(self, index: int, chosen: list[int]) -> None:
         chosen.append(index)
@@ -173,8 +202,10 @@ class WantedBlocks:
                 peer.want(index)
         return limit
 
-    def _from_range(self, cursor: int, end: int, peer: RemotePeer, room: int, chosen: list[int]) -> int:
-        """Choose missing blocks of [cursor, end) that the peer has; where to go on next time."""
+    def _from_range(
+        self, cursor: int, end: int, peer: RemotePeer, room: int, chosen: list[int], others: Sequence[RemotePeer]
+    ) -> int:
+        """Choose missing blocks of [cursor, end) that the peer has and none of the others; where to go on next time."""
         have, asked = self._local.bitfield, self._asked
         while len(chosen) < room:
             missing = have.first_unset(cursor, end)
@@ -190,6 +221,7 @@ class WantedBlocks:
                 peer.want(missing)
                 cursor = region_end if held is None else held
             else:
-                self._take(missing, chosen)
+                if not any(other.has(missing) for other in others):
+                    self._take(missing, chosen)
                 cursor = missing + 1
         return cursor
