@@ -50,6 +50,11 @@ class Peer:
         while await self.ask(*question) != answer:  # noqa: ASYNC110 - it is another process
             await asyncio.sleep(0.05)
 
+    async def reach(self, least: int, *question: str) -> None:
+        """Ask until the answer is so much."""
+        while await self.ask(*question) < least:  # noqa: ASYNC110 - it is another process
+            await asyncio.sleep(0.02)
+
 
 @asynccontextmanager
 async def peer(host: Host, folder: Path, key: str = "") -> AsyncIterator[tuple[Peer, str]]:
