@@ -35,8 +35,9 @@ format: $(INSTALLED) ## rewrite the code in the house style
 interop: $(INSTALLED) $(INTEROP_PEERS) ## the tests against Node's hypercore 10 and 11; needs node and npm
 	@$(BIN)/python -m pytest -q -m interop tests/interop
 
-soak: $(INSTALLED) ## kill -9 of writers and of their servers, 200 times each
-	@HYPERCORE_KILLS=200 $(BIN)/python -m pytest -q tests/crash
+soak: $(INSTALLED) ## what chance decides, 20 times as often: kills (200 of each kind), schedules of writers, crossing dials
+	@HYPERCORE_SOAK=20 $(BIN)/python -m pytest -q tests/crash tests/storage/s3/test_schedules.py \
+		tests/storage/redis/test_schedules.py tests/replication/test_swarm_crossing.py
 
 bench: $(INSTALLED) $(INTEROP_PEERS) ## us beside Node's hypercore 10 and 11, then every backend; BENCH="--quick" for a look
 	@$(BIN)/python -m benchmarks $(BENCH)

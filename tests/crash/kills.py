@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import multiprocessing
-import os
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -21,9 +20,10 @@ from random import Random
 from hypercore import Hypercore
 from hypercore.log.engine import Durability
 from tests.running import run
+from tests.soak import SOAK
 
 #: How many kills of each kind one test does. Few by default, because each takes a while.
-KILLS = int(os.environ.get("HYPERCORE_KILLS", "10"))
+KILLS = 10 * SOAK
 #: A writer that was not killed by then is stuck.
 LIFE_SECONDS_MAX = 60.0
 #: The longest time that a writer lives after it has opened the core.

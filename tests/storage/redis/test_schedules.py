@@ -15,12 +15,13 @@ from hypercore.storage import Truncate, Write
 from hypercore_redis import RedisStorage
 from tests.running import run
 from tests.servers.redis import KINDS, Kind, shared_server
+from tests.soak import SOAK
 from tests.storage.redis.places import content, let_the_lease_end, new_prefix, storage_at
 
 #: For each of two servers.
-SCHEDULES = 1000
+SCHEDULES = 400 * SOAK
 #: In parts, so that they can be shared out.
-PARTS = 4
+PARTS = 4 * SOAK
 
 
 class _Rival:

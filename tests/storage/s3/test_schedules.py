@@ -10,9 +10,10 @@ import pytest
 
 from hypercore_s3 import contents, folding, writer
 from tests.running import run
+from tests.soak import SOAK
 from tests.storage.s3.schedules import LARGE_BYTES, World
 
-#: Seeds of one test; all together stay below a minute.
+#: Seeds of one test.
 SEEDS = 100
 
 
@@ -24,12 +25,12 @@ def _everything_happens_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "CLOSING_COMMITS", 1)
 
 
-@pytest.mark.parametrize("first", range(0, 1200, SEEDS))
+@pytest.mark.parametrize("first", range(0, 600 * SOAK, SEEDS))
 def test_two_writers_never_both_succeed(first: int) -> None:
     _live_through(range(first, first + SEEDS), writers=2)
 
 
-@pytest.mark.parametrize("first", range(100_000, 100_800, SEEDS))
+@pytest.mark.parametrize("first", range(100_000, 100_000 + 300 * SOAK, SEEDS))
 def test_three_writers_never_both_succeed(first: int) -> None:
     _live_through(range(first, first + SEEDS), writers=3)
 
