@@ -1,13 +1,16 @@
 """Reading a place: its head, the newest checkpoint, and the commits behind it.
 
 Reads only. It must not know who writes. A writer at work may move things between two requests; whoever reads
-begins again then, and never shows less than was there when it began.
+begins again then, and never shows less than was there when it began. Nothing is shown of what was read before it is
+certain: under a number whose commit was folded away a writer that came too late may have left its fence.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from hypercore.errors import CorruptError, StorageError
@@ -40,6 +43,19 @@ class _OvertakenError(Exception):
     """Somebody changed the place meanwhile; never leaves this module."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What was read of a place: other contents, or without them those that are known; and the commits behind."""
+
+    pointer: Pointer | None
+    contents: Contents | None
+    commits: Sequence[Commit] = ()
+    #: The last commit.
+    sequence: int
+    #: The number of one that is missing before others.
+    gap: int | None = None
+
+
 class Journal:
     """What is known of a place."""
 
@@ -68,38 +84,48 @@ class Journal:
 
     @property
     def lost(self) -> tuple[Pointer | None, int]:
-        """What a missing head must have said at least."""
+        """What a missing head must have said at least, if there was none in the last refresh."""
         return self._pointer, 0 if self._loaded is None else self._loaded.epoch
 
     # ---- a reader ------------------------------------------------------------------------------------
 
-    async def refresh(self) -> None:
-        """As far as the writer had come when this was called, or further."""
+    async def refresh(self, found: FoundHead | None = None) -> None:
+        """As far as the writer had come when this was called, or further. `found` is the head if it was looked at
+        just now."""
         stale = not self.loaded
-        found = await read_head(self._place) if stale else None
+        if stale and found is None:
+            found = await read_head(self._place)
         gap = None
         for _ in range(TRIES_MAX):
-            try:
-                gap = await (self._load(found) if stale else self._read_commits(self.contents))
-            except _OvertakenError:
-                overtaken = True
-            else:
-                overtaken = False
+            reading = None
+            with contextlib.suppress(_OvertakenError):
+                reading = await (self._read(found) if stale else self._read_on(self.known()))
             # What was missing may have been folded away meanwhile: only a head that has not moved says that it
             # never was there.
             again = await read_head(self._place)
-            if overtaken and (again is None) == (found is None) and _checkpoint(again) == _checkpoint(found):
+            if reading is None and (again is None) == (found is None) and _checkpoint(again) == _checkpoint(found):
                 raise CorruptError(
                     f"{self._title}: the checkpoint that the head points to is missing, or commits behind it"
                 )
-            stale = overtaken or (again is not None and _checkpoint(again) != self._pointer)
-            if not stale and gap is None:
-                self._found(again)
-                return
+            gap = None if reading is None else reading.gap
+            if reading is not None and self._still_holds(reading, again):
+                if gap is None:
+                    self.take_in(reading)
+                    self._found(again)
+                    return
+            else:
+                stale = True
             found = again
         if gap is not None:
             raise self._gap(gap)
         raise StorageError(f"{self._title}: the writer moves faster than this reader can follow")
+
+    def _still_holds(self, reading: Reading, again: FoundHead | None) -> bool:
+        """Whether nothing can have been folded away before it was read. `again` is the head now."""
+        if again is not None:
+            return _checkpoint(again) == reading.pointer
+        # Of a head that was lost nobody knows whether it had moved before; the objects say it.
+        return reading.contents is not None or not reading.sequence
 
     async def look(self) -> FoundHead | None:
         """The head as it is now; nothing is changed by it."""
@@ -109,26 +135,36 @@ class Journal:
         """The contents are what this checkpoint and the commits behind it say."""
         self._pointer = pointer
 
+    def known(self) -> Reading:
+        """Nothing was read but what is known."""
+        return Reading(pointer=self._pointer, contents=None, sequence=self.contents.sequence)
+
+    async def catch_up(self, found: FoundHead, check: Check, since: Reading | None = None) -> Reading:
+        """To the end of the commits, for whoever has put that head: as long as nobody moves it, what is missing was
+        never there. `check` sees each commit and may raise."""
+        try:
+            reading = await (self._read(found, check) if since is None else self._read_on(since, check))
+        except _OvertakenError as error:
+            raise CorruptError(f"{self._title}: commits are missing that had been there") from error
+        while reading.gap is not None:
+            # The writer before is still at work, and was quicker than our requests; unless it is missing again.
+            gap, reading = reading.gap, await self._read_on(reading, check)
+            if gap == reading.gap:
+                raise self._gap(gap)
+        return reading
+
     def stands_at(self, found: FoundHead) -> bool:
         """Whether what is known begins with the head's checkpoint, so that only commits can be missing."""
         return self.loaded and _checkpoint(found) == self._pointer
 
-    async def catch_up(self, found: FoundHead, check: Check) -> None:
-        """To the end of the commits, for whoever has put that head: as long as nobody moves it, what is missing was
-        never there. `check` sees each commit and may raise."""
-        try:
-            if self.stands_at(found):
-                gap = await self._read_commits(self.contents, check)
-            else:
-                gap = await self._load(found, check)
-        except _OvertakenError as error:
-            raise CorruptError(f"{self._title}: commits are missing that had been there") from error
-        while gap is not None:
-            # The writer before is still at work, and was quicker than our requests; unless it is missing again.
-            before, gap = gap, await self._read_commits(self.contents, check)
-            if gap == before:
-                raise self._gap(gap)
-        self._found(found)
+    def take_in(self, reading: Reading) -> None:
+        """What was read is true. Raises `CorruptError` when the commits do not follow each other."""
+        contents = self.contents if reading.contents is None else reading.contents
+        for commit in reading.commits:
+            contents.apply(commit)
+        if contents is not self._loaded:
+            self._pointer, self._loaded = reading.pointer, contents
+            self.generation += 1
 
     def _found(self, found: FoundHead | None) -> None:
         self.found = found
@@ -138,8 +174,8 @@ class Journal:
     def _gap(self, number: int) -> CorruptError:
         return CorruptError(f"{self._title}: object {commit_name(number)} is missing, and later ones are there")
 
-    async def _load(self, found: FoundHead | None, check: Check | None = None) -> int | None:
-        """What the head and the commits behind it say takes the place of what is known, which may not be more."""
+    async def _read(self, found: FoundHead | None, check: Check | None = None) -> Reading:
+        """What the head and the commits behind it say, which may not be less than what is known."""
         pointer = _checkpoint(found)
         if found is None:
             pointer, contents = await self._recover()
@@ -148,12 +184,11 @@ class Journal:
                 contents = await self._read_checkpoint(pointer)
             except (ObjectMissingError, AccessDeniedError) as error:
                 raise _OvertakenError from error
-        gap = await self._read_commits(contents, check)
-        if self._loaded is not None and contents.sequence < self._loaded.sequence:
+        begun = Reading(pointer=pointer, contents=contents, sequence=contents.sequence)
+        reading = await self._read_on(begun, check)
+        if self._loaded is not None and reading.sequence < self._loaded.sequence:
             raise _OvertakenError
-        self._pointer, self._loaded = pointer, contents
-        self.generation += 1
-        return gap
+        return reading
 
     # ---- objects -------------------------------------------------------------------------------------
 
@@ -211,23 +246,27 @@ class Journal:
             data += (await self._place.get(name, offset=len(data), size=needed - len(data))).data
         return decode_commit(data, name, found.size)
 
-    async def _read_commits(self, contents: Contents, check: Check | None = None) -> int | None:
-        """Apply what follows until there is no more; the number of one that is missing before others, if there is
-        such a gap."""
+    async def _read_on(self, reading: Reading, check: Check | None = None) -> Reading:
+        """What follows, until there is no more or one is missing before others."""
         at_once = 1
+        commits, gap = [*reading.commits], None
+        number = reading.sequence
         while True:
-            first = contents.sequence + 1
+            first = number + 1
             found = await asyncio.gather(
-                *(self._probe(number) for number in range(first, first + at_once)), return_exceptions=True
+                *(self._probe(following) for following in range(first, first + at_once)), return_exceptions=True
             )
-            for number, commit in enumerate(found):
+            for index, commit in enumerate(found):
                 if isinstance(commit, BaseException):
                     raise commit
                 if commit is None:
-                    return first + number if any(isinstance(later, Commit) for later in found[number:]) else None
+                    if any(isinstance(later, Commit) for later in found[index:]):
+                        gap = first + index
+                    return replace(reading, commits=commits, sequence=number, gap=gap)
                 if check is not None:
                     check(commit)
-                contents.apply(commit)
+                commits.append(commit)
+                number += 1
             at_once = min(2 * at_once, self._at_once)
 
     async def _probe(self, sequence: int) -> Commit | None:
@@ -252,6 +291,7 @@ class Journal:
                 raise _OvertakenError
         there = {*checkpoints, *commits}
         sequences = [number for name in commits if (number := commit_sequence(name)) is not None]
+        covered = [number for name in checkpoints if (number := checkpoint_sequence(name)) is not None]
         for name in reversed([name for name in checkpoints if checkpoint_sequence(name) is not None]):
             try:
                 pointer = await self._read_footer(name)
@@ -261,26 +301,33 @@ class Journal:
             if not contents.objects <= there:
                 # It was put, and the head never pointed to it.
                 continue
-            self._check_recovered(pointer, contents, sequences)
+            self._check_recovered(pointer, contents, sequences, covered)
             return pointer, contents
         if any(checkpoint_sequence(name) is not None for name in checkpoints):
             raise CorruptError(f"{self._title}: the head is lost, and none of the checkpoints can stand in for it")
         if sequences:
-            self._check_recovered(None, Contents(), sequences)
+            self._check_recovered(None, Contents(), sequences, ())
             return None, Contents()
         self.foreign = frozenset(foreign[:FOREIGN_SHOWN])
         return None, Contents()
 
-    def _check_recovered(self, pointer: Pointer | None, contents: Contents, sequences: list[int]) -> None:
-        first = contents.sequence + 1
-        following = sorted(number for number in sequences if number >= first)
-        if following != list(range(first, first + len(following))):
-            lost = next(number for number in range(first, following[-1]) if number not in following)
+    def _check_recovered(
+        self, pointer: Pointer | None, contents: Contents, sequences: Sequence[int], covered: Sequence[int]
+    ) -> None:
+        """All commits behind `contents` are there: up to the last one, and to those that any checkpoint covers, be it
+        damaged. Raises `CorruptError`."""
+        there = set(sequences)
+        following = contents.sequence + 1
+        while following in there:
+            following += 1
+        if following <= max((*sequences, *covered), default=0):
             raise CorruptError(
-                f"{self._title}: the head is lost, and so is object {commit_name(lost)} or a checkpoint behind it"
+                f"{self._title}: the head is lost, and so is object {commit_name(following)} or a checkpoint behind it"
             )
         source = "its first commit" if pointer is None else f"checkpoint {pointer.name}"
-        self.warnings.append(f"{self._title}: object head was lost; what it said was found again from {source} on")
+        warning = f"{self._title}: object head was lost; what it said was found again from {source} on"
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     async def _read_footer(self, name: str) -> Pointer:
         size = (await self._place.get(name, size=1)).size

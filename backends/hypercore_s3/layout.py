@@ -21,6 +21,10 @@ _COMMIT_NAME: Final = re.compile(r"commits/[0-9a-f]{16}")
 _PROBE_NAME: Final = re.compile(r"probe-[0-9a-f]{32}")
 _CHECKPOINT_NAME: Final = re.compile(r"checkpoints/([0-9a-f]{16})-[0-9a-f]{16}")
 
+#: Commits and leases ever; a file's identity has room for the number of a commit below it.
+NUMBER_MAX: Final = 1 << 44
+#: What is read before the index: a fold makes it a little over 1 MiB.
+HOT_SIZE_MAX: Final = 4 << 20
 #: The table of a whole mirror of a thousand terabytes is smaller.
 INDEX_SIZE_MAX: Final = 1 << 30
 
@@ -118,8 +122,7 @@ def decode_head(data: bytes) -> Head:
             raise ValueError("it does not fit its checksum")
         pointer = fields.pop("checkpoint")
         head = Head(checkpoint=None if pointer is None else Pointer(**pointer), **fields)
-        if head.checkpoint is not None:
-            check_pointer(head.checkpoint)
+        _check_head(head)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptError(
             f"object {HEAD} is damaged ({error}); when it is removed, it is made again from the newest checkpoint",
@@ -128,8 +131,34 @@ def decode_head(data: bytes) -> Head:
     return head
 
 
+def _check_head(head: Head) -> None:
+    """Raises `ValueError` unless every field is of its kind, whoever wrote it."""
+    kinds = {"owner": str, "host": str, "process": str, "proved": str, "released": bool}
+    for name, kind in kinds.items():
+        if type(getattr(head, name)) is not kind:
+            raise ValueError(f"its {name} is none")
+    for name in ("pid", "epoch", "beat"):
+        _check_number(getattr(head, name), name)
+    if type(head.lease_seconds) not in (int, float) or not 0 <= head.lease_seconds < NUMBER_MAX:
+        raise ValueError("its lease_seconds are none")
+    if head.checkpoint is not None:
+        check_pointer(head.checkpoint)
+
+
+def _check_number(number: object, name: str, limit: int = NUMBER_MAX) -> None:
+    if type(number) is not int or not 0 <= number < limit:
+        raise ValueError(f"its {name} is none")
+
+
 def check_pointer(pointer: Pointer) -> None:
     """Raises `ValueError` for one that contradicts itself."""
+    _check_number(pointer.sequence, "sequence")
+    for name in ("size", "hot", "index_offset", "index_size"):
+        _check_number(getattr(pointer, name), name, 1 << 60)
+    if type(pointer.name) is not str or checkpoint_sequence(pointer.name) != pointer.sequence:
+        raise ValueError("its checkpoint has a name that is none")
+    if pointer.index_offset - pointer.hot > HOT_SIZE_MAX:
+        raise ValueError("its checkpoint's pages are too many")
     if not 0 <= pointer.hot <= pointer.index_offset <= pointer.index_offset + pointer.index_size <= pointer.size:
         raise ValueError("its checkpoint's index lies outside of it")
     if pointer.index_size > INDEX_SIZE_MAX:

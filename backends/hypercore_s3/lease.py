@@ -26,6 +26,10 @@ HEAD_SIZE_MAX: Final = 64 * 1024
 TRIES_MAX: Final = 10
 
 
+class HeadGoneError(StorageError):
+    """The head is not there any more: what it said last has to be found out before there can be a new one."""
+
+
 class FoundHead(NamedTuple):
     """The head as it lies there."""
 
@@ -50,6 +54,8 @@ class Lease:
         self._place = place
         self._title = title
         self.owner = owner
+        #: Two processes of one owner would take each other's commits for their own.
+        self._pid = os.getpid()
         self._lease_seconds = lease_seconds
         self._take_over = take_over
         self._moving = asyncio.Lock()
@@ -64,6 +70,14 @@ class Lease:
         assert self.head is not None
         return self.head.epoch
 
+    def check_process(self) -> None:
+        """Raises `StorageError` in a process that was made by fork while the lease was held."""
+        if os.getpid() != self._pid and self.head is not None:
+            raise StorageError(
+                f"{self._title} was opened for writing by process {self._pid}, of which this one, {os.getpid()}, is a "
+                "copy; two of them cannot write. Open the storage anew in the process that shall write"
+            )
+
     # ---- taking it ------------------------------------------------------------------------------------
 
     async def take(self, found: FoundHead | None, *, lost: tuple[Pointer | None, int] = (None, 0)) -> FoundHead:
@@ -72,9 +86,11 @@ class Lease:
 
         Raises `LockedError` when somebody else has the lease, `StorageError` when nothing can be written safely.
         """
+        if os.getpid() != self._pid:
+            self.owner, self._pid = os.urandom(len(self.owner)), os.getpid()
         for _ in range(TRIES_MAX):
             if found is not None:
-                self._check_free(found)
+                self.check_free(found)
             proved = self._place.client.place
             if found is None or found.head.proved != proved:
                 await prove_conditions(self._place, self.owner)
@@ -93,8 +109,12 @@ class Lease:
             )
             try:
                 etag = await self._put(head, None if found is None else found.etag)
-            except (ConditionFailedError, ObjectMissingError):
+            except (ConditionFailedError, ObjectMissingError) as error:
                 found = await read_head(self._place)
+                if found is None:
+                    raise HeadGoneError(
+                        f"{self._title}: object {HEAD} was removed while the lease was taken; try again"
+                    ) from error
             except StorageError:
                 # Its answer may be what was lost.
                 found = await read_head(self._place)
@@ -111,7 +131,8 @@ class Lease:
     async def _put(self, head: Head, etag: str | None) -> str:
         return await self._place.put(HEAD, [encode_head(head)], if_absent=etag is None, if_etag=etag)
 
-    def _check_free(self, found: FoundHead) -> None:
+    def check_free(self, found: FoundHead) -> None:
+        """Raises `LockedError` when the head says that another writer may be at work."""
         head = found.head
         left = head.lease_seconds - found.age_seconds
         if (

@@ -209,7 +209,8 @@ class S3Storage(Storage):
 
     async def acquire(self) -> None:
         self._check_open()
-        await self._to_its_end(self._acquire)
+        # It reads the place itself, when the head says that there is a reason to.
+        await self._to_its_end(self._acquire, loading=False)
 
     async def _acquire(self) -> None:
         self._writer.check()
@@ -297,17 +298,17 @@ class S3Storage(Storage):
         if not self._journal.loaded or self._writer.uncertain:
             await self._to_its_end(_nothing)
 
-    async def _to_its_end(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _to_its_end(self, work: Callable[[], Awaitable[None]], *, loading: bool = True) -> None:
         """Do this in its turn, to its end even if the caller is cancelled: a change must not be torn."""
-        task = asyncio.get_running_loop().create_task(self._in_turn(work))
+        task = asyncio.get_running_loop().create_task(self._in_turn(work, loading=loading))
         self._changes.add(task)
         task.add_done_callback(self._ended)
         await asyncio.shield(task)
 
-    async def _in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _in_turn(self, work: Callable[[], Awaitable[None]], *, loading: bool) -> None:
         async with self._turn:
             self._check_open()
-            if not self._journal.loaded:
+            if loading and not self._journal.loaded:
                 await self._journal.refresh()
             if work is _nothing and self._writer.uncertain:
                 await self._writer.settle()

@@ -19,9 +19,9 @@ from hypercore_s3.commits import Commit, encode_front
 from hypercore_s3.contents import Plan
 from hypercore_s3.folding import Fold, fold, switch
 from hypercore_s3.frames import body_of, cut
-from hypercore_s3.journal import Journal
+from hypercore_s3.journal import Journal, Reading
 from hypercore_s3.layout import checkpoint_sequence
-from hypercore_s3.lease import FoundHead, Lease
+from hypercore_s3.lease import FoundHead, HeadGoneError, Lease
 from hypercore_s3.objects import ConditionFailedError
 from hypercore_s3.pages import Pages
 from hypercore_s3.place import Place
@@ -71,9 +71,10 @@ class Writer:
         return said
 
     def check(self) -> None:
-        """Raises `FencedError` once another writer took over."""
+        """Raises `FencedError` once another writer took over, and `StorageError` in a process made by fork."""
         if self._poison is not None:
             raise self._poison
+        self._lease.check_process()
 
     # ---- the lease -----------------------------------------------------------------------------------
 
@@ -83,11 +84,13 @@ class Writer:
         if self.leased:
             return
         journal, lease = self._journal, self._lease
-        found = journal.found
-        if found is not None and not found.head.released:
-            # What was seen of the holder may be old. Of other heads the PUT finds out.
-            found = await journal.look()
-        taken = await lease.take(found, lost=journal.lost)
+        found = await self._look()
+        try:
+            taken = await lease.take(found, lost=journal.lost)
+        except HeadGoneError:
+            await journal.refresh()
+            found = journal.found
+            taken = await lease.take(found, lost=journal.lost)
         try:
             await self._put_fence(taken)
         except Exception:
@@ -95,6 +98,26 @@ class Writer:
             raise
         self._sweeps = found is not None and not found.head.released
         self._begin_renewing(taken.head.lease_seconds)
+
+    async def _look(self) -> FoundHead | None:
+        """The head, by which somebody may be at work. Who finds none knows what it must have said, as it is now: what
+        was seen of a place long ago is no ground for a new head."""
+        journal = self._journal
+        if not journal.loaded:
+            found = await journal.look()
+            if found is not None:
+                # Before anything else is read for nothing.
+                self._lease.check_free(found)
+            await journal.refresh(found)
+        elif journal.found is not None:
+            # What was seen of the holder may be old. Of other heads the PUT finds out.
+            found = journal.found if journal.found.head.released else await journal.look()
+            if found is not None:
+                return found
+            await journal.refresh()
+        else:
+            await journal.refresh()
+        return journal.found
 
     async def _put_fence(self, taken: FoundHead) -> None:
         """Whoever wrote before cannot go on: the number of the next commit is taken.
@@ -105,41 +128,42 @@ class Writer:
         """
         lease, journal = self._lease, self._journal
         try:
-            fence = await self._fence(taken)
+            reading, fence = await self._fence(taken)
         except CorruptError as error:
             if await lease.is_ours():
                 raise
             raise self._too_late() from error
         if not await lease.is_ours():
             raise self._too_late()
+        journal.take_in(reading)
         journal.contents.apply(fence)
 
-    async def _fence(self, taken: FoundHead) -> Commit:
+    async def _fence(self, taken: FoundHead) -> tuple[Reading, Commit]:
         lease, journal = self._lease, self._journal
 
         def check(commit: Commit) -> None:
             if commit.epoch >= taken.head.epoch and commit.owner != lease.owner:
                 raise self._too_late()
 
-        if not journal.stands_at(taken):
-            await journal.catch_up(taken, check)
+        reading = journal.known() if journal.stands_at(taken) else await journal.catch_up(taken, check)
         while True:
-            fence = self._make(Plan({}), fence=True)
+            fence = self._make(Plan({}), after=reading.sequence, fence=True)
             try:
                 await self._place.put(fence.name, [encode_front(fence)], if_absent=True)
             except ConditionFailedError:
                 # The last word of the one before, or our own fence, when the answer was lost.
-                if not await self._is(fence):
-                    await journal.catch_up(taken, check)
+                other = await journal.read_commit(fence.sequence)
+                if not (self._is_ours(other) and other.attempt == fence.attempt):
+                    reading = await journal.catch_up(taken, check, reading)
                     continue
-            return fence
+            return reading, fence
 
     def _too_late(self) -> LockedError:
         return LockedError(f"{self._title}: another writer took the lease at the same moment")
 
-    async def _is(self, commit: Commit) -> bool:
-        other = await self._journal.read_commit(commit.sequence)
-        return (other.owner, other.attempt) == (commit.owner, commit.attempt)
+    def _is_ours(self, commit: Commit) -> bool:
+        """Whether it was made under this very lease."""
+        return (commit.owner, commit.epoch) == (self._lease.owner, self._lease.epoch)
 
     def _begin_renewing(self, lease_seconds: float) -> None:
         """Be heard of in time. What keeps this alive is the storage, not the timer."""
@@ -183,7 +207,7 @@ class Writer:
         await self._wait_for_room()
         # While it waited nobody else changed anything, but a fold may have found out that the lease is gone.
         self.check()
-        commit = self._make(plan)
+        commit = self._make(plan, after=self._journal.contents.sequence)
         front = encode_front(commit)
         pieces = [front]
         if commit.body is not None:
@@ -200,12 +224,11 @@ class Writer:
             raise
         self._applied(commit)
 
-    def _make(self, plan: Plan, *, fence: bool = False) -> Commit:
+    def _make(self, plan: Plan, *, after: int, fence: bool = False) -> Commit:
         self._attempt += 1
-        contents, lease = self._journal.contents, self._lease
-        sequence = contents.sequence + 1
+        lease = self._lease
         commit = Commit(
-            sequence=sequence,
+            sequence=after + 1,
             epoch=lease.epoch,
             owner=lease.owner,
             attempt=self._attempt,
@@ -221,7 +244,7 @@ class Writer:
     async def _lost_to(self, commit: Commit, error: StorageError) -> None:
         """There is a commit of this number already: ours, whose answer was lost, or somebody else's."""
         other = await self._journal.read_commit(commit.sequence)
-        if other.owner != commit.owner:
+        if not self._is_ours(other):
             self._poison = self._lease.fenced()
             raise self._poison from error
         if other.attempt != commit.attempt:
@@ -244,12 +267,12 @@ class Writer:
         uncertain = self._uncertain
         if uncertain is None:
             return False
-        seal = self._make(Plan({}), fence=True)
+        seal = self._make(Plan({}), after=self._journal.contents.sequence, fence=True)
         try:
             await self._place.put(seal.name, [encode_front(seal)], if_absent=True)
         except ConditionFailedError as error:
             other = await self._journal.read_commit(seal.sequence)
-            if other.owner != seal.owner:
+            if not self._is_ours(other):
                 self._poison = self._lease.fenced()
                 raise self._poison from error
         else:
