@@ -10,15 +10,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hypercore.testing.discoveries import DiscoveryContract
     from hypercore.testing.flaky import FlakyStream
     from hypercore.testing.storages import StorageContract
     from hypercore.testing.transports import TransportContract
     from hypercore.testing.wrappers import CrashStorage, FaultyStorage, LatencyStorage
 
-__all__ = ["CrashStorage", "FaultyStorage", "FlakyStream", "LatencyStorage", "StorageContract", "TransportContract"]
+__all__ = [
+    "CrashStorage",
+    "DiscoveryContract",
+    "FaultyStorage",
+    "FlakyStream",
+    "LatencyStorage",
+    "StorageContract",
+    "TransportContract",
+]
 
 _HOMES = {
     "CrashStorage": "hypercore.testing.wrappers",
+    "DiscoveryContract": "hypercore.testing.discoveries",
     "FaultyStorage": "hypercore.testing.wrappers",
     "FlakyStream": "hypercore.testing.flaky",
     "LatencyStorage": "hypercore.testing.wrappers",

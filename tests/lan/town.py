@@ -45,7 +45,7 @@ class TownDiscovery(Discovery):
         self.closed = False
         self._town = town
         self._events: asyncio.Queue[DiscoveryEvent | None] = asyncio.Queue()
-        self._told: set[str] = set()
+        self._told: dict[str, frozenset[bytes]] = {}
 
     async def start(self, *, public_key: bytes, listen: Callable[[str], Awaitable[Listener]]) -> None:
         self.public_key = public_key
@@ -65,14 +65,13 @@ class TownDiscovery(Discovery):
         shared = self.sought & person.announced
         if person is self or self.closed:
             return
-        if shared and person.name not in self._told:
-            self._told.add(person.name)
+        if shared and self._told.get(person.name) != shared:
+            self._told[person.name] = shared
             key = person.public_key
             self.say(
                 PeerFound(peer_id=person.name, addresses=person.addresses, topics=shared, is_peer=lambda k: k == key)
             )
-        elif not shared and person.name in self._told:
-            self._told.discard(person.name)
+        elif not shared and self._told.pop(person.name, False):
             self.say(PeerLost(peer_id=person.name))
 
     def say(self, event: DiscoveryEvent) -> None:
