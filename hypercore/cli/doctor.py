@@ -19,6 +19,7 @@ from hypercore.errors import ConnectError, ConnectTimeoutError, HypercoreError, 
 from hypercore.plugins import open_transport
 from hypercore.swarm import Swarm
 from hypercore.transport import Diagnosis, Neighbour, Symptom
+from hypercore.urls import parse_address
 
 #: A dial that takes longer does not come through; a peer has addresses of up to two kinds.
 DIAL_SECONDS: Final = 3.0
@@ -72,7 +73,7 @@ async def _doctor(options: argparse.Namespace, output: Output) -> None:
             "causes": [{"cause": each.cause, "text": each.text, "advice": each.advice} for each in symptoms],
         },
         *(f"interface  {place}" for place in diagnosis.places),
-        *(f"peer       {visit}" for visit in visits),
+        *(f"peer       {visit}{_whether_here(visit, diagnosis)}" for visit in visits),
         *(f"{'note      ' if is_healthy else 'problem   '} {each.cause}: {_said(each)}" for each in symptoms),
         *([_summary(options, len(visits), len(sharing), connected)] if is_healthy else []),
     )
@@ -104,6 +105,11 @@ def _summary(options: argparse.Namespace, count: int, sharing: int, connected: S
     where = ", ".join(visit.address for visit in connected)
     verb = "shares" if sharing == 1 else "share"
     return f"ok         {seen}, {sharing} {verb} this log, connected to {where}"
+
+
+def _whether_here(visit: _Visit, diagnosis: Diagnosis) -> str:
+    host = parse_address(visit.address).host
+    return " (this machine)" if any(host in place.replace(",", " ").split() for place in diagnosis.places) else ""
 
 
 def _said(symptom: Symptom) -> str:

@@ -91,9 +91,19 @@ async def tell_addresses(core: Hypercore, swarm: Swarm, options: argparse.Namesp
         {"key": key, "discovery_key": core.discovery_key.hex(), "addresses": addresses},
         f"key      {key}",
         f"length   {count_of(core.length, 'block')}, {count_of(core.byte_length, 'byte')}",
-        *(f"address  {address}" for address in addresses),
+        *_where(addresses, options),
         f"try      hypercore clone {key} ./copy {_way_to(addresses, options)}",
     )
+
+
+def _where(addresses: Sequence[str], options: argparse.Namespace) -> Iterator[str]:
+    """Where it is served, for people."""
+    if any(map(finds_peers, options.listen)):
+        # By how many addresses this machine is reached there is discovery's business, and changes.
+        ports = dict.fromkeys(address.rpartition(":")[2] for address in addresses)
+        yield f"lan      found by its key on the local network; TCP port {', '.join(ports)}"
+    if not all(map(finds_peers, options.listen)):
+        yield from (f"address  {address}" for address in addresses)
 
 
 def _way_to(addresses: Sequence[str], options: argparse.Namespace) -> str:

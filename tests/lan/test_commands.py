@@ -28,9 +28,8 @@ def test_what_is_served_is_cloned_with_its_key_alone(family: str, command: tuple
         with network(2, ipv4=family == "ipv4", ipv6=family == "ipv6") as (one, other):
             async with running(*on(one, "serve", tmp_path / "log", "--lan", command=command)) as serve:
                 assert [(await serve.line()).partition(" ")[0] for _ in range(2)] == ["key", "length"]
-                while not (line := await serve.line()).startswith("try"):
-                    assert line.startswith("address")
-                assert line == f"try      hypercore clone {key} ./copy --lan"
+                assert (await serve.line()).startswith("lan      found by its key on the local network; TCP port ")
+                assert await serve.line() == f"try      hypercore clone {key} ./copy --lan"
                 async with running(*on(other, "clone", key, tmp_path / "copy", "--lan", command=command)) as clone:
                     done = await clone.done()
                     assert (done.code, done.errors) == (0, "")
