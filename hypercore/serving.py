@@ -140,7 +140,8 @@ class Server:
         except BlockNotAvailableError:
             return self._refusal(request)
         except CorruptError as error:
-            self._warn(f"block {error.index} is damaged here and was not served: {error}")
+            what = "the tree" if error.index is None else f"block {error.index}"
+            self._warn(f"{what} is damaged here and was not served: {error}")
             return self._refusal(request)
         except ProofNotHeldError:
             return self._refusal(request, REASON_INVALID_REQUEST)

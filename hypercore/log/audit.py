@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from hypercore.errors import CorruptError, OutOfBoundsError, StorageMissingError
+from hypercore.errors import CorruptError, OutOfBoundsError, StorageError, StorageMissingError
 from hypercore.log import flat_tree
 from hypercore.log.commits import Commits
 from hypercore.log.merkle import parent_node
@@ -33,7 +33,14 @@ async def audit(commits: Commits, progress: Callable[[int], None] | None) -> Asy
     for start in range(0, length, _STRIDE_BLOCKS):
         end = min(start + _STRIDE_BLOCKS, length)
         # A page of the tree begins with its first leaf, and its last node is one from higher up.
-        for wrong in await _wrong_nodes(state, range(2 * start, 2 * end)):
+        try:
+            wrong_nodes = await _wrong_nodes(state, range(2 * start, 2 * end))
+        except CorruptError as error:
+            if isinstance(error, StorageError):
+                raise  # More is wrong than these nodes.
+            # The storage has checksums of its own.
+            wrong_nodes = [CorruptError(f"tree nodes in file {TREE} cannot be read: {error}", file=TREE)]
+        for wrong in wrong_nodes:
             yield wrong
         for index in range(start, end):
             if state.bitfield.get(index):
@@ -90,16 +97,30 @@ def _wrong_parent(state: LogState, parent: Node | None, left: Node | None, right
 
 
 async def _wrong_block(state: LogState, index: int) -> CorruptError | None:
-    placed = await state.tree.locate(2 * index)
-    if placed is None:
-        return CorruptError(f"block {index} has no hash that leads to a root in file {TREE}", file=TREE, index=index)
-    offset, leaf = placed
     try:
-        block = await state.blocks.read_sequence(offset, leaf.size)
+        placed = await state.tree.locate(2 * index)
+        if placed is None:
+            return CorruptError(
+                f"block {index} has no hash that leads to a root in file {TREE}", file=TREE, index=index
+            )
+        offset, leaf = placed
+        block = await _read_block(state, offset, leaf.size)
     except (OutOfBoundsError, StorageMissingError):
         return CorruptError(f"the bytes of block {index} are missing in file {DATA}", file=DATA, index=index)
+    except CorruptError as error:
+        if isinstance(error, StorageError):
+            raise
+        return CorruptError(f"block {index} cannot be read: {error}", file=error.file, index=index)
     if state.authority.tree_hash.leaf(block) != leaf.hash:
         return CorruptError(
             f"the bytes of block {index} in file {DATA} do not match their hash", file=DATA, offset=offset, index=index
         )
     return None
+
+
+async def _read_block(state: LogState, offset: int, size: int) -> bytes:
+    try:
+        return await state.blocks.read_sequence(offset, size)
+    except CorruptError:
+        # The damage may be in what was read ahead.
+        return await state.blocks.read(offset, size)

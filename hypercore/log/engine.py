@@ -38,8 +38,7 @@ from hypercore.log.manifest import Authority, Manifest, encode_manifest
 from hypercore.log.opening import inspect, load, refuse_missing
 from hypercore.log.prove import build_proof
 from hypercore.log.reorg import Reorg
-from hypercore.log.repair import restore_leaf
-from hypercore.log.state import DATA, TREE
+from hypercore.log.repair import read_again
 from hypercore.proofs import Node, Proof, ProofRequest
 from hypercore.storage import Storage
 
@@ -270,22 +269,19 @@ class Log:
             return None
         try:
             leaf = state.tree.leaf(index)
-            if leaf is None:
-                placed = await state.tree.locate(2 * index)
-                if placed is None:
-                    return await self._get_slowly(index)
-                offset, (_index, size, digest) = placed
-            else:
+            if leaf is None and (placed := await state.tree.locate(2 * index)) is not None:
+                leaf = placed[0], *placed[1][1:]
+            if leaf is not None:
                 offset, size, digest = leaf
-            if index == self._next_index:
-                block = await state.blocks.read_sequence(offset, size)
-            else:
-                block = await state.blocks.read(offset, size) if size else b""
-        except (OutOfBoundsError, StorageMissingError, ClosedError):
-            return await self._get_slowly(index)
-        self._next_index = index + 1
-        if state.authority.tree_hash.leaf(block) == digest:
-            return block
+                if index == self._next_index:
+                    block = await state.blocks.read_sequence(offset, size)
+                else:
+                    block = await state.blocks.read(offset, size) if size else b""
+                self._next_index = index + 1
+                if state.authority.tree_hash.leaf(block) == digest:
+                    return block
+        except (OutOfBoundsError, StorageMissingError, ClosedError, CorruptError):
+            pass
         return await self._get_slowly(index)
 
     async def _get_slowly(self, index: int) -> bytes | None:
@@ -298,24 +294,11 @@ class Log:
             if index >= state.length or not state.bitfield.get(index):
                 return None
             state.blocks.forget()
-            placed = await state.tree.locate(2 * index)
-            if placed is None and await restore_leaf(state, index):
-                placed = await state.tree.locate(2 * index)
-            if placed is None:
-                problem = f"the tree nodes of block {index} are damaged or missing"
-                file = TREE
-            else:
-                offset, leaf = placed
-                file = DATA
-                try:
-                    block = await state.blocks.read(offset, leaf.size) if leaf.size else b""
-                    if state.authority.tree_hash.leaf(block) == leaf.hash:
-                        return block
-                    problem = f"the bytes of block {index} do not match their hash"
-                except (OutOfBoundsError, StorageMissingError):
-                    problem = f"the bytes of block {index} are missing"
+            found = await read_again(state, index)
+            if isinstance(found, bytes):
+                return found
             state.note_damaged(index)
-        raise CorruptError(f"{problem} in file {file}; fetch the block again from a peer", file=file, index=index)
+        raise found
 
     async def byte_offset(self, index: int) -> int:
         """The byte at which block `index` begins; `length` gives the byte length.

@@ -6,7 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hypercore.crypto import KeyPair
-from hypercore.errors import ClosedError, LockedError, OutOfBoundsError, StorageFullError, StorageMissingError
+from hypercore.errors import (
+    ClosedError,
+    CorruptError,
+    LockedError,
+    OutOfBoundsError,
+    StorageFullError,
+    StorageMissingError,
+)
 from hypercore.log.engine import Log
 from hypercore.proofs import BlockRequest, Proof, ProofRequest, UpgradeRequest
 from hypercore.storage import Operation, RandomAccess, Storage
@@ -96,6 +103,18 @@ class FailingStorage(DiskStorage):
         await super().commit(operations)
 
 
+class ChecksummedStorage(DiskStorage):
+    """Refuses to read `bad` bytes of a file, as a storage does that has checksums of its own, and knows no blocks."""
+
+    def __init__(self, disk: Disk, bad: Mapping[str, range]) -> None:
+        super().__init__(disk)
+        self.bad = bad
+
+    async def open(self, name: str, *, create: bool = False) -> DiskFile:
+        await super().open(name, create=create)
+        return ChecksummedFile(self, name, self.bad.get(name, range(0)))
+
+
 class DiskFile(RandomAccess):
     def __init__(self, storage: DiskStorage, name: str) -> None:
         self.storage = storage
@@ -136,6 +155,17 @@ class DiskFile(RandomAccess):
 
     async def aclose(self) -> None:
         pass
+
+
+class ChecksummedFile(DiskFile):
+    def __init__(self, storage: DiskStorage, name: str, bad: range) -> None:
+        super().__init__(storage, name)
+        self.bad = bad
+
+    async def read(self, offset: int, size: int) -> bytes:
+        if max(offset, self.bad.start) < min(offset + size, self.bad.stop):
+            raise CorruptError("object 7 does not fit its checksum", file="object 7")
+        return await super().read(offset, size)
 
 
 async def new_log(disk: Disk | None = None, **options: Any) -> Log:

@@ -30,6 +30,7 @@ from hypercore.storage import Delete, Operation, Sync, Write
 from tests import disk_vectors
 from tests.log.logs import (
     KEY_PAIR,
+    ChecksummedStorage,
     Disk,
     DiskFile,
     DiskStorage,
@@ -283,6 +284,51 @@ def test_damaged_bytes_are_never_given_out_wherever_they_are() -> None:
             assert len(wrong) == 1, offset
             assert not log.has(wrong[0])
             assert log.contiguous_length == wrong[0]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_block_that_the_storage_itself_calls_damaged_is_named_and_may_be_fetched_again(in_order: bool) -> None:
+    async def scenario() -> None:
+        disk = Disk()
+        log = await new_log(disk)
+        await log.append(blocks(300))
+        await log.flush()
+        await log.aclose()
+        start = sum(map(len, blocks(100)))
+        log = await Log.open(ChecksummedStorage(disk, {"data": range(start + 3, start + 4)}))
+        for index in range(300) if in_order else reversed(range(300)):
+            if index != 100:
+                assert await log.get(index) == blocks(300)[index]
+                continue
+            with pytest.raises(CorruptError, match="block 100 cannot be read") as caught:
+                await log.get(index)
+            assert caught.value.index == 100
+            assert not log.has(100)
+
+    run(scenario())
+
+
+def test_an_audit_goes_on_behind_what_the_storage_itself_calls_damaged() -> None:
+    async def scenario() -> None:
+        disk = Disk()
+        log = await new_log(disk)
+        await log.append(blocks(300))
+        await log.flush()
+        await log.aclose()
+        start = sum(map(len, blocks(100)))
+        size = len(disk.contents["tree"])
+        for bad in (
+            {"data": range(start, start + 1)},
+            {"data": range(start, start + 1), "tree": range(size - 1, size)},
+        ):
+            log = await Log.open(ChecksummedStorage(disk, bad))
+            found = [error async for error in log.audit()]
+            assert 100 in {error.index for error in found}
+            assert len([error for error in found if error.index is not None and error.index < 256]) == 1
+            assert any("tree nodes" in str(error) for error in found) == ("tree" in bad)
+            await log.aclose()
 
     run(scenario())
 
