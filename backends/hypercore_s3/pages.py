@@ -118,7 +118,12 @@ class Pages:
         for key, fetch in waited.items():
             if fetch.task.cancelled():
                 raise ClosedError("the storage was closed during the read")
-            found[key] = fetch.task.result()[key[1] - fetch.run[0]]
+            if len(fetch.run) > 1 and isinstance(fetch.task.exception(), CorruptError):
+                # The damage may lie in a frame that somebody else wanted.
+                (found[key],) = await self._get(missing[key], key[1], key[1] + 1)
+                self.keep(missing[key], key[1], found[key])
+            else:
+                found[key] = fetch.task.result()[key[1] - fetch.run[0]]
         return found
 
     def ahead(self, frames: Iterable[tuple[Body, int]]) -> list[Fetch]:

@@ -399,6 +399,29 @@ def test_damage_of_any_object_is_an_error_and_never_wrong_bytes() -> None:
     run(scenario())
 
 
+def test_damage_harms_nobody_who_reads_beside_it_at_the_same_time() -> None:
+    async def scenario() -> None:
+        bucket = Bucket()
+        writing = storage(bucket)
+        data = Random(2).randbytes(MIB)
+        await writing.commit([Write("data", 0, data)])
+        await writing.aclose()
+        name = max(bucket.objects, key=lambda each: len(bucket.objects[each]))
+        spoiled = bytearray(bucket.objects[name])
+        spoiled[MIB // 2] ^= 1
+        bucket.objects[name] = bytes(spoiled)
+        held = storage(bucket)
+        file = await held.open("data")
+        whole, before, behind = await asyncio.gather(
+            file.read(0, MIB), file.read(100, 1000), file.read(MIB - 1000, 1000), return_exceptions=True
+        )
+        assert isinstance(whole, CorruptError)
+        assert (before, behind) == (data[100:1100], data[-1000:])
+        await held.aclose()
+
+    run(scenario())
+
+
 def test_what_was_damaged_on_its_way_is_asked_for_again() -> None:
     async def scenario() -> None:
         bucket = Bucket()
