@@ -53,7 +53,9 @@ async def _doctor(options: argparse.Namespace, output: Output) -> None:
     visits = [_Visit(neighbour) for neighbour in diagnosis.neighbours]
     sharing = [visit for visit in visits if visit.neighbour.topics]
     symptoms = list(diagnosis.symptoms)
-    if options.key is None:
+    if any(symptom.is_fatal for symptom in symptoms):
+        pass  # Whoever was heard by luck says nothing about the rest.
+    elif options.key is None:
         await asyncio.gather(*(visit.knock() for visit in visits[:MOST_KNOCKS]))
     elif sharing:
         await _connect(sharing, options)
