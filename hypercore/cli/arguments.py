@@ -265,7 +265,7 @@ def _add_mirror(commands: _Commands) -> None:
         default="flush",
         help="what a stored block survives (flush)",
     )
-    mirror.add_argument("--once", action="store_true", help="stop when everything is here")
+    mirror.add_argument("--once", action="store_true", help="stop when all is here that the sources have")
     mirror.add_argument("--metrics", metavar="HOST:PORT", help="serve /metrics for Prometheus")
     mirror.add_argument("--health", metavar="HOST:PORT", help="serve /health: 200, or 503 and why")
 

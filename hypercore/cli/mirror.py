@@ -21,6 +21,8 @@ from hypercore.plugins import finds_peers
 REPORT_SECONDS: Final = 1.0
 #: At a terminal the rate and the peers are drawn more often.
 DRAW_SECONDS: Final = 0.25
+#: A source that cannot be reached for so long is told of; one that only starts anew is not.
+SOURCE_SECONDS: Final = 5.0
 #: How often it is looked whether the keys have changed.
 KEYS_SECONDS: Final = 3.0
 #: Files that may be open for many logs, when the system lets us ask for more.
@@ -131,7 +133,7 @@ async def _watch(mirror: Mirror, report: _Report, many: KeyList | None, hangup: 
                 synced = loop.create_task(mirror.synced()) if not mirror.status().is_full else synced
             if many is not None and (told.done() or loop.time() - looked_at >= KEYS_SECONDS):
                 if told.done() or await asyncio.to_thread(many.has_changed):
-                    await _reload(mirror, many)
+                    await _reload(mirror, many, report)
                 if told.done():
                     hangup.clear()
                     told = loop.create_task(hangup.wait())
@@ -142,12 +144,15 @@ async def _watch(mirror: Mirror, report: _Report, many: KeyList | None, hangup: 
         await asyncio.wait({synced, news, told})
 
 
-async def _reload(mirror: Mirror, many: KeyList) -> None:
+async def _reload(mirror: Mirror, many: KeyList, report: _Report) -> None:
     """A list that cannot be read changes nothing."""
+    before = mirror.keys
     try:
         await mirror.set_keys(await _read(many))
     except CommandError as error:
         complain(f"{error}; the keys stay as they were")
+    else:
+        await report.tell_keys(frozenset(before), frozenset(mirror.keys))
 
 
 def _check_hopeful(status: MirrorStatus) -> None:
@@ -171,6 +176,9 @@ class _Report:
         self.every_seconds = DRAW_SECONDS if self.progress.is_shown else REPORT_SECONDS
         self._last: dict[str, Any] = {}
         self._roles: dict[bytes, tuple[str, str | None]] = {}
+        #: Since when a source cannot be reached, and which ones that was told of.
+        self._lost: dict[str, float] = {}
+        self._told_lost: set[str] = set()
         self._was_full = self._was_synced = self._was_advised = False
         self._began = asyncio.get_running_loop().time()
 
@@ -204,11 +212,19 @@ class _Report:
 
     # ---- to people ----
 
+    async def tell_keys(self, before: frozenset[bytes], now: frozenset[bytes]) -> None:
+        """The list of keys was read again."""
+        if not self._output.as_json:
+            new, dropped = len(now - before), len(before - now)
+            await self._line(f"keys: {count_of(len(now), 'log')}, {new} new, {dropped} dropped")
+
     async def _tell_people(self, status: MirrorStatus) -> None:
         for core in status.cores:
             if self._roles.get(core.key) != (core.role, core.error):
-                before, self._roles[core.key] = self._roles.get(core.key), (core.role, core.error)
-                await self._tell_role(core, None if before is None else before[0])
+                before = self._roles.get(core.key, ("opening", None))
+                self._roles[core.key] = core.role, core.error
+                await self._tell_role(core, *before)
+        await self._tell_sources(status)
         if status.is_full and not self._was_full:
             await self._line(
                 f"full: {count_of(status.stored_bytes, 'byte')} are stored, and the cap is {status.most_bytes:,}; "
@@ -232,14 +248,29 @@ class _Report:
             key = "KEY" if self._is_many else status.cores[0].key.hex()
             complain(f"{silent[0]}; `hypercore lan doctor {key}` says why")
 
-    async def _tell_role(self, core: CoreStatus, before: str | None) -> None:
+    async def _tell_sources(self, status: MirrorStatus) -> None:
+        now = asyncio.get_running_loop().time()
+        for address, error in status.sources.items():
+            if error is None:
+                self._lost.pop(address, None)
+                if address in self._told_lost:
+                    self._told_lost.discard(address)
+                    await self._line(f"{address} is reached again")
+            elif finds_peers(address) or address in self._told_lost:
+                continue
+            elif now - self._lost.setdefault(address, now) >= SOURCE_SECONDS:
+                self._told_lost.add(address)
+                self.progress.clear()
+                complain(f"{error}; it is tried again")
+
+    async def _tell_role(self, core: CoreStatus, role_before: str, error_before: str | None) -> None:
         name = f"{core.key.hex()[:8]}: " if self._is_many else ""
         if core.error is not None:
             self.progress.clear()
             complain(f"{name}{core.error}; it is tried again")
         elif core.role == "standby":
             await self._line(f"{name}standing by: another process writes here, and this one serves what is there")
-        elif core.role == "writer" and before in ("standby", "failed"):
+        elif core.role == "writer" and (role_before in ("standby", "failed") or error_before is not None):
             await self._line(f"{name}writing")
 
     async def _line(self, text: str) -> None:

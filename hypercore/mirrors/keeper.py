@@ -386,13 +386,13 @@ class Keeper:
         self._changed.set()
 
     def _is_complete(self, core: Hypercore) -> bool:
-        if self._tally.have < self._tally.want:
+        if self._tally.have < self._tally.existing:
             return False
         if self.role == "standby" or core.writable:
             return True
         if core.hub.local.needs_manifest and any(peer.remote.has_manifest for peer in core.peers):
             return False  # Without it no reader could tell who signed.
-        if self._plan.end is not None:
+        if self._plan.end is not None and core.length >= self._plan.end:
             return True
         # Without a word from a source, nothing is known to be all.
         for peer in core.peers:

@@ -38,6 +38,8 @@ class Tally:
         """Count what is in `core` from now on."""
         self.detach()
         self._core = core
+        # What is here already did not come just now.
+        self._block_rate, self._byte_rate = Rate(), Rate()
         core.hub.on_peer.append(self._take_peer)
 
     def detach(self) -> None:
@@ -55,9 +57,14 @@ class Tally:
 
     @property
     def want(self) -> int:
-        """Blocks of the range, as far as the log's length is known."""
+        """Blocks of the range; of one without an end, as far as the log's length is known."""
+        return self.existing if self._end is None else max(0, self._end - self._start)
+
+    @property
+    def existing(self) -> int:
+        """Blocks of the range that the log has, as far as its length is known."""
         length = self._core.length if self._core is not None else 0
-        return max(0, (length if self._end is None else self._end) - self._start)
+        return max(0, (length if self._end is None else min(self._end, length)) - self._start)
 
     @property
     def have(self) -> int:
@@ -88,6 +95,8 @@ class Tally:
         fork, written = log.fork, log.written_bytes
         counted = await count_stored_bytes(log)
         if core is self._core:
+            if self.counted_fork == -1:
+                self._byte_rate = Rate()
             self._counted_bytes, self._counted_written, self.counted_fork = counted, written, fork
             self.account()
 

@@ -18,6 +18,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hypercore import Hypercore, Swarm
+from hypercore.cli import mirror as command
+from hypercore.cli.arguments import build_parser
+from hypercore.cli.console import Output
 from tests.mirror.scenes import Source, block
 from tests.processes import HYPERCORE, Program, hypercore, running
 from tests.replication.links import eventually
@@ -205,6 +208,34 @@ def test_people_are_told_what_happens_and_shown_how_far_it_is(tmp_path: Path) ->
     run(scene())
 
 
+def test_people_are_told_when_a_source_is_lost_and_when_it_is_reached_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "SOURCE_SECONDS", 0.0)
+    told = ["", ""]
+
+    def said(stream: int, text: str) -> bool:
+        told[:] = [before + new for before, new in zip(told, capfd.readouterr(), strict=True)]
+        return text in told[stream]
+
+    async def scene() -> None:
+        address = f"pipe:{tmp_path.name}"
+        async with Hypercore("memory:") as core:
+            await core.append(b"one")
+            words = ["mirror", core.key.hex(), str(tmp_path), "--from", address]
+            running = asyncio.create_task(command.mirror(build_parser().parse_args(words), Output()))
+            await eventually(lambda: said(1, "; it is tried again\n"))
+            assert told[1].count("\n") == 1
+            async with Swarm(address) as swarm:
+                swarm.join(core)
+                await eventually(lambda: said(0, f"{address} is reached again\n") and said(0, "synced: 1 block"))
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+
+    run(scene())
+
+
 def test_at_a_terminal_the_progress_names_rate_and_peers(tmp_path: Path) -> None:
     async def scene() -> None:
         async with served(20) as (source,):
@@ -280,6 +311,23 @@ def test_the_keys_of_a_file_are_mirrored_and_read_again_at_a_hangup_and_when_the
         assert sorted(path.name for path in await asyncio.to_thread(list, (tmp_path / "logs").iterdir())) == sorted(
             keys
         )
+
+    run(scene())
+
+
+def test_people_are_told_that_the_keys_were_read_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with served(5, cores=3) as sources:
+            keys = [source.core.key.hex() for source in sources]
+            listed = tmp_path / "keys"
+            listed.write_text("\n".join(keys[:1]))
+            words = ("mirror", f"{tmp_path}/logs/{{key}}", "--keys", listed, "--from", sources[0].address)
+            async with running(*HYPERCORE, *words) as mirror:
+                assert await mirror.line() == "synced: 5 blocks, 50 bytes of 1 log"
+                listed.write_text("\n".join(keys[1:]))
+                mirror.process.send_signal(signal.SIGHUP)
+                assert await mirror.line() == "keys: 2 logs, 2 new, 1 dropped"
+                assert (await mirror.done(signal.SIGTERM)).code == 0
 
     run(scene())
 

@@ -22,6 +22,7 @@ from hypercore import (
 )
 from hypercore.errors import UnknownSchemeError
 from hypercore.log.engine import Log
+from hypercore.mirrors import status as status_module
 from hypercore.mirrors.tally import count_stored_bytes
 from hypercore.plugins import open_storage
 from hypercore.testing import CrashStorage, FaultyStorage, LatencyStorage
@@ -119,9 +120,22 @@ def test_a_range_beyond_the_end_of_the_log_is_wanted_until_it_is_there() -> None
         async with source_of(5) as source, mirror_of(source, "memory:", start=3, end=8) as mirror:
             await until(mirror, lambda core: (core.have, core.want) == (2, 5))
             await source.core.append([block(index) for index in range(5, 10)])
+            await until(mirror, lambda core: (core.have, core.want) == (5, 5))
             await mirror.synced()
-            assert mirror.status().have == 5
             assert source.blocks_sent == 5
+
+    run(scene())
+
+
+def test_a_mirror_is_synced_with_what_there_is_of_a_range_that_goes_beyond() -> None:
+    async def scene() -> None:
+        async with source_of(5) as source, mirror_of(source, "memory:", start=3, end=8) as mirror:
+            await mirror.synced()
+            assert (mirror.status().have, mirror.status().want) == (2, 5)
+        async with source_of(5) as source, mirror_of(source, "memory:", start=7, end=8) as mirror:
+            await mirror.synced()
+            (core,) = mirror.status().cores
+            assert (core.have, core.want, core.length) == (0, 1, 5)
 
     run(scene())
 
@@ -161,6 +175,24 @@ def test_a_mirror_that_is_started_again_downloads_only_what_is_new(tmp_path: Pat
     names: list[str] = []
     run(scene())
     assert [path.name for path in tmp_path.iterdir()] == names
+
+
+def test_what_a_mirror_finds_in_its_copy_did_not_come_just_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_module, "LOOK_SECONDS", 0.0)
+
+    async def scene() -> None:
+        async with source_of(100) as source:
+            async with mirror_of(source, str(tmp_path)) as mirror:
+                await mirror.synced()
+            async with mirror_of(source, str(tmp_path)) as mirror:
+                while (status := mirror.status()).stored_bytes < 1000 or not status.connections:
+                    assert (status.blocks_per_second, status.bytes_per_second) == (0.0, 0.0)
+                    await asyncio.sleep(0)
+                await mirror.synced()
+                status = mirror.status()
+                assert (status.blocks_per_second, status.bytes_per_second) == (0.0, 0.0)
+
+    run(scene())
 
 
 def test_a_mirror_that_was_killed_at_any_step_becomes_whole_and_serves_new_readers() -> None:
