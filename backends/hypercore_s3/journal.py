@@ -108,7 +108,7 @@ class Journal:
                     f"{self._title}: the checkpoint that the head points to is missing, or commits behind it"
                 )
             gap = None if reading is None else reading.gap
-            if reading is not None and self._still_holds(reading, again):
+            if reading is not None and self._still_holds(reading, found, again):
                 if gap is None:
                     self.take_in(reading)
                     self._found(again)
@@ -120,12 +120,13 @@ class Journal:
             raise self._gap(gap)
         raise StorageError(f"{self._title}: the writer moves faster than this reader can follow")
 
-    def _still_holds(self, reading: Reading, again: FoundHead | None) -> bool:
-        """Whether nothing can have been folded away before it was read. `again` is the head now."""
+    def _still_holds(self, reading: Reading, found: FoundHead | None, again: FoundHead | None) -> bool:
+        """Whether nothing can have been folded away before it was read. `found` is the head that it began with, `again`
+        the one there is now."""
         if again is not None:
             return _checkpoint(again) == reading.pointer
-        # Of a head that was lost nobody knows whether it had moved before; the objects say it.
-        return reading.contents is not None or not reading.sequence
+        # Of a head that was lost meanwhile nobody knows whether it had moved before; the objects say it.
+        return found is None and (reading.contents is not None or not reading.sequence)
 
     async def look(self) -> FoundHead | None:
         """The head as it is now; nothing is changed by it."""
@@ -178,7 +179,13 @@ class Journal:
         """What the head and the commits behind it say, which may not be less than what is known."""
         pointer = _checkpoint(found)
         if found is None:
-            pointer, contents = await self._recover()
+            try:
+                pointer, contents = await self._recover()
+            except CorruptError as error:
+                if await read_head(self._place) is None:
+                    raise
+                # Its writer has put it back meanwhile, and went on.
+                raise _OvertakenError from error
         else:
             try:
                 contents = await self._read_checkpoint(pointer)

@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hypercore.errors import FencedError, LockedError, StorageError
+from hypercore.errors import CorruptError, FencedError, LockedError, StorageError
 from hypercore_s3.layout import HEAD, Head, Pointer, decode_head, encode_head, probe_name
 from hypercore_s3.objects import ConditionFailedError, ObjectMissingError
 from hypercore_s3.place import Place
@@ -64,6 +64,8 @@ class Lease:
         self.head: Head | None = None
         #: Raised with each move.
         self.moves = 0
+        #: Whether nobody has written since we did; asked when the head, which would say it, is gone.
+        self.is_last: Callable[[], Awaitable[bool]] | None = None
 
     @property
     def epoch(self) -> int:
@@ -182,6 +184,8 @@ class Lease:
                     else:
                         # An earlier move, given up, has arrived late; or somebody removed the head.
                         etag = None if found is None else found.etag
+                        if found is None and self.is_last is not None and not await self.is_last():
+                            raise self.fenced() from error
                         if found is not None:
                             head = replace(head, beat=max(head.beat, found.head.beat) + 1)
                         continue
@@ -203,6 +207,13 @@ class Lease:
         if self.head is not None and not self.head.released:
             with contextlib.suppress(StorageError):
                 await self.move(lambda head: replace(head, released=True))
+        self.head = None
+
+    async def withdraw(self) -> None:
+        """Remove the head that was made where none was: it does not say what the one did that was lost."""
+        with contextlib.suppress(StorageError, CorruptError):
+            if await self.is_ours():
+                await self._place.delete([HEAD])
         self.head = None
 
 

@@ -33,12 +33,13 @@ class Place:
         for first in range(0, len(names), DELETE_KEYS_MAX):
             await self.client.delete([self._prefix + name for name in names[first : first + DELETE_KEYS_MAX]])
 
-    async def names(self, beginning: str = "", *, limit: int | None = None) -> list[str]:
-        """The names that begin so, in order; all of them without `limit`."""
+    async def names(self, beginning: str = "", *, behind: str = "", limit: int | None = None) -> list[str]:
+        """The names that begin so and come after `behind`, in order; all of them without `limit`."""
         found: list[str] = []
         while limit is None or len(found) < limit:
             most = LIST_KEYS_MAX if limit is None else min(LIST_KEYS_MAX, limit - len(found))
-            after = self._prefix + found[-1] if found else ""
+            last = found[-1] if found else behind
+            after = self._prefix + last if last else ""
             keys = await self.client.list(self._prefix + beginning, after=after, limit=most)
             found += [key[len(self._prefix) :] for key in keys]
             if len(keys) < most:

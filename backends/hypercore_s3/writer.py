@@ -20,7 +20,7 @@ from hypercore_s3.contents import Plan
 from hypercore_s3.folding import Fold, fold, switch
 from hypercore_s3.frames import body_of, cut
 from hypercore_s3.journal import Journal, Reading
-from hypercore_s3.layout import checkpoint_sequence
+from hypercore_s3.layout import checkpoint_sequence, commit_name, commit_sequence
 from hypercore_s3.lease import FoundHead, HeadGoneError, Lease
 from hypercore_s3.objects import ConditionFailedError
 from hypercore_s3.pages import Pages
@@ -46,6 +46,7 @@ class Writer:
         self._journal = journal
         self._lease = lease
         self._title = title
+        lease.is_last = self._is_last
         self._attempt = 0
         #: A commit of which it is not known whether it happened.
         self._uncertain: Commit | None = None
@@ -93,7 +94,9 @@ class Writer:
             taken = await lease.take(found, lost=journal.lost)
         try:
             await self._put_fence(taken)
-        except Exception:
+        except Exception as error:
+            if found is None and isinstance(error, LockedError | CorruptError):
+                await lease.withdraw()
             await lease.release()
             raise
         self._sweeps = found is not None and not found.head.released
@@ -157,6 +160,15 @@ class Writer:
                     reading = await journal.catch_up(taken, check, reading)
                     continue
             return reading, fence
+
+    async def _is_last(self) -> bool:
+        """Whether nobody took over: they would have left a fence behind what is known, and fences stay."""
+        number = self._journal.contents.sequence
+        for name in await self._place.names("commits/", behind=commit_name(number)):
+            following = commit_sequence(name)
+            if following is not None and not self._is_ours(await self._journal.read_commit(following)):
+                return False
+        return True
 
     def _too_late(self) -> LockedError:
         return LockedError(f"{self._title}: another writer took the lease at the same moment")

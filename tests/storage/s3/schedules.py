@@ -45,6 +45,8 @@ class World:
     late: list[Callable[[], object]] = field(default_factory=list)
     paused: dict[str, int] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
+    #: How often the head may get lost; then the place is not empty from the beginning.
+    lost_heads_max: int = 0
     #: What lies at which place of the file, as somebody was told.
     acknowledged: dict[int, bytes] = field(default_factory=dict)
     calm: bool = False
@@ -195,6 +197,8 @@ class World:
 
     async def run(self, *, writers: int, steps: int) -> None:
         """Everybody at once, in the order that the seed decides; then without faults, to the end."""
+        if self.lost_heads_max:
+            await self._begin()
         tasks = [asyncio.ensure_future(self.write(f"w{number}", 12)) for number in range(writers)]
         tasks += [asyncio.ensure_future(self.read(f"r{number}", 8)) for number in range(2)]
         try:
@@ -218,6 +222,13 @@ class World:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
 
+    async def _begin(self) -> None:
+        storage = S3Storage("bucket", "p", client=FakeClient(self.bucket))
+        for place in range(3):
+            self.acknowledged[place] = f"first-{place}".encode().ljust(RECORD_SIZE)
+            await storage.commit([Write("oplog", place * RECORD_SIZE, self.acknowledged[place])])
+        await storage.aclose()
+
     def _writers_ended(self, tasks: list[asyncio.Task[None]]) -> bool:
         return all(task.done() or f"w{number}" in self.dead for number, task in enumerate(tasks))
 
@@ -232,6 +243,10 @@ class World:
                 task.result()
         random = self.random
         self.bucket.now += 200.0 if random.random() < 0.02 else random.random() * 3
+        if self.lost_heads_max and not self.calm and random.random() < 0.01 and "p/head" in self.bucket.objects:
+            self.lost_heads_max -= 1
+            del self.bucket.objects["p/head"]
+            self.story.append("the head is lost")
         if self.late and random.random() < 0.1:
             self._apply_late(random.randrange(len(self.late)))
         for actor in list(self.paused):

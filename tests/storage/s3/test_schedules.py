@@ -35,10 +35,15 @@ def test_three_writers_never_both_succeed(first: int) -> None:
     _live_through(range(first, first + SEEDS), writers=3)
 
 
-def _live_through(seeds: range, *, writers: int) -> None:
+@pytest.mark.parametrize("first", range(200_000, 200_400, SEEDS))
+def test_a_head_that_is_lost_at_any_moment_loses_nothing_else(first: int) -> None:
+    _live_through(range(first, first + SEEDS), writers=3, lost_heads_max=1)
+
+
+def _live_through(seeds: range, *, writers: int, lost_heads_max: int = 0) -> None:
     acknowledged = reads = takeovers = fenced = 0
     for seed in seeds:
-        world = World(seed)
+        world = World(seed, lost_heads_max=lost_heads_max)
         run(world.run(writers=writers, steps=250))
         acknowledged += len(world.acknowledged)
         reads, takeovers, fenced = reads + world.reads, takeovers + world.takeovers, fenced + world.fenced

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from hypercore.errors import CorruptError, FencedError, LockedError, StorageError
+from hypercore.errors import ClosedError, CorruptError, FencedError, LockedError, StorageError
 from hypercore.storage import Write
 from hypercore_s3.commits import Commit, encode_front
 from hypercore_s3.layout import commit_name, decode_head, encode_head
@@ -87,6 +87,61 @@ def test_a_lost_head_and_a_damaged_checkpoint_are_an_error_and_never_an_older_st
         bucket.objects[second] = bucket.objects[second][:-1] + bytes([bucket.objects[second][-1] ^ 1])
         with pytest.raises(CorruptError, match="checkpoint behind it"):
             await storage(bucket).names()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("work", ["it says that it is still there", "it folds", "it closes"])
+def test_a_writer_that_was_replaced_makes_no_new_head_when_that_of_its_successor_is_lost(work: str) -> None:
+    async def scenario() -> None:
+        bucket = Bucket()
+        held, other = storage(bucket), storage(bucket, take_over=True)
+        await write(held, range(3))
+        await other.acquire()
+        await write(other, range(3, 6))
+        await other._writer.fold()
+        await write(other, range(6, 8))
+        await other.aclose()
+        del bucket.objects["p/head"]
+        if work == "it says that it is still there":
+            await held._writer.renew()
+        elif work == "it folds":
+            with pytest.raises(FencedError):
+                await held._writer.fold()
+        else:
+            await held.aclose()
+        assert "p/head" not in bucket.objects
+        assert await content(storage(bucket), "oplog") == b"01234567"
+        with pytest.raises((FencedError, ClosedError)):
+            await write(held, range(3, 4))
+
+    run(scenario())
+
+
+def test_a_head_that_was_made_for_a_place_that_is_not_empty_any_more_is_removed_again() -> None:
+    """A writer that is held up for long between its look at an empty place and its PUT, and a head that gets lost."""
+
+    async def scenario() -> None:
+        bucket = Bucket()
+
+        async def carry(verb: str, key: str, apply: Callable[[], object]) -> object:
+            if (verb, key) == ("put", "p/head") and not filled:
+                filled.append(key)
+                held = storage(bucket)
+                await write(held, range(6))
+                await held._writer.fold()
+                await held.aclose()
+                del bucket.objects["p/head"]
+            return apply()
+
+        filled: list[str] = []
+        late = storage(bucket, carry)
+        with pytest.raises(LockedError):
+            await late.acquire()
+        assert "p/head" not in bucket.objects
+        await late.commit([Write("oplog", 6, b"6")])
+        await late.aclose()
+        assert await content(storage(bucket), "oplog") == b"0123456"
 
     run(scenario())
 
