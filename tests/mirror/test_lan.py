@@ -21,7 +21,7 @@ def test_a_mirror_finds_its_sources_and_is_found_by_its_readers(option: str) -> 
             async with Mirror("memory:", [core.key], **{option: [LAN]}) as mirror:  # type: ignore[arg-type]
                 await mirror.synced()
                 assert mirror.status().have == 2
-                assert mirror.status().sources_gone_seconds is None
+                await eventually(lambda: mirror.status().sources_gone_seconds is None)
                 await writer.destroy()
                 async with Hypercore("memory:", core.key) as clone, Swarm(LAN) as reader:
                     reader.join(clone)

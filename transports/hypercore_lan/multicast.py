@@ -11,6 +11,7 @@ import functools
 import secrets
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,6 +25,8 @@ TRIES: Final = 3
 #: Everybody who speaks multicast DNS answers this one, printers and telephones too (RFC 6763, section 9).
 _EVERYBODY: Final = ("_services", "_dns-sd", "_udp", "local")
 _PTR, _IN = 12, 1
+#: Of Linux; Python has no name for it.
+_IP_MULTICAST_ALL: Final = 49
 #: Other speakers that are kept in mind.
 SPEAKER_COUNT_MAX: Final = 1024
 
@@ -125,9 +128,8 @@ def _open(echo: Echo) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 255)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + own)
-            # Without it the socket hears what any other one has joined. Python has no name for the option of Linux.
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_IP, getattr(socket, "IP_MULTICAST_ALL", 49), 0)
+            if sys.platform == "linux":  # Else it hears what any other socket has joined, on any link.
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
         else:
             index = echo.link.index
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
