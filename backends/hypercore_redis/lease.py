@@ -35,7 +35,7 @@ from hypercore_redis.channel import Channel, LostConnectionError, Reply
 from hypercore_redis.options import PlaceOptions
 from hypercore_redis.pages import DROPPED_PAGES_MAX, Contents, Draft, Layout, format_ranges
 from hypercore_redis.scripts import Argument
-from hypercore_redis.session import LostCommitsError, Session, pairs, run_on
+from hypercore_redis.session import FAREWELL_SECONDS, LostCommitsError, Session, pairs, run_on
 
 T = TypeVar("T")
 
@@ -58,6 +58,8 @@ class Lease:
         #: The last commit that was seen: ours when we write, anybody's when we read.
         self.sequence = 0
         self._who = secrets.token_hex(8)
+        #: Two processes of one name would take each other's commits for their own.
+        self._pid = os.getpid()
         self._writer = b""
         #: A commit was sent and not answered.
         self._in_doubt = False
@@ -75,8 +77,20 @@ class Lease:
         if self._lost is not None:
             raise self._lost
 
+    def check_process(self) -> None:
+        """Raises `StorageError` in a process that was made by fork while the lease was held."""
+        if os.getpid() != self._pid:
+            if self.contents is not None:
+                raise StorageError(
+                    f"{self._layout.head!r} in {self._session} was opened for writing by process {self._pid}, of "
+                    f"which this one, {os.getpid()}, is a copy; two of them cannot write. Open the storage anew in the "
+                    "process that shall write"
+                )
+            self._who, self._pid = secrets.token_hex(8), os.getpid()
+
     def _check_changeable(self) -> None:
         self.check()
+        self.check_process()
         if self._fenced is not None:
             raise self._fenced
 
@@ -376,6 +390,8 @@ class Lease:
 
     async def aclose(self) -> None:
         """Give the lease back."""
+        if os.getpid() != self._pid:
+            return  # The lease is that of the process of which this one is a copy.
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
@@ -386,8 +402,11 @@ class Lease:
             self.contents = None
 
     async def _leave(self, channel: Channel) -> None:
+        now = asyncio.get_running_loop().time
+        ends = now() + FAREWELL_SECONDS / 2
         with contextlib.suppress(HypercoreError):
-            while self.contents is not None and self.contents.debris:
+            # What is left is swept away by the next writer, who must not wait for that.
+            while self.contents is not None and self.contents.debris and now() < ends:
                 await self._sweep(next(iter(self.contents.debris)))
         await run_on(channel, scripts.RELEASE, (self._layout.head, self._layout.guard), (self._writer,))
 

@@ -312,6 +312,7 @@ class RedisStorage(Storage):
 
     def _check_changeable(self) -> None:
         self._check_open()
+        self.lease.check_process()
         if not self.writable:
             raise NotWritableError(f"{self} was opened read-only")
 

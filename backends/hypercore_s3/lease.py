@@ -72,9 +72,14 @@ class Lease:
         assert self.head is not None
         return self.head.epoch
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether this process was made by fork since."""
+        return os.getpid() != self._pid
+
     def check_process(self) -> None:
         """Raises `StorageError` in a process that was made by fork while the lease was held."""
-        if os.getpid() != self._pid and self.head is not None:
+        if self.is_copied and self.head is not None:
             raise StorageError(
                 f"{self._title} was opened for writing by process {self._pid}, of which this one, {os.getpid()}, is a "
                 "copy; two of them cannot write. Open the storage anew in the process that shall write"
@@ -88,7 +93,7 @@ class Lease:
 
         Raises `LockedError` when somebody else has the lease, `StorageError` when nothing can be written safely.
         """
-        if os.getpid() != self._pid:
+        if self.is_copied:
             self.owner, self._pid = os.urandom(len(self.owner)), os.getpid()
         for _ in range(TRIES_MAX):
             if found is not None:

@@ -414,7 +414,7 @@ class Writer:
         for task in (self._fold, self._renewing):
             if task is not None:
                 await asyncio.wait([task])
-        if not self.leased or self._poison is not None:
+        if not self.leased or self._poison is not None or self._lease.is_copied:
             return
         if self._journal.contents.pending_commits > CLOSING_COMMITS:
             with contextlib.suppress(StorageError):

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from hypercore.errors import FencedError, LockedError, NotWritableError, OptionError
+from hypercore.errors import FencedError, LockedError, NotWritableError, OptionError, StorageError
 from hypercore.plugins import open_storage
 from hypercore.storage import Truncate, Write
 from hypercore_redis import RedisStorage
@@ -266,3 +266,62 @@ def test_the_lease_of_a_process_that_is_gone_ends_by_the_servers_clock() -> None
 
     with RedisServer("redis") as server:
         run(scenario(server))
+
+
+def test_a_storage_that_fork_copied_before_it_wrote_is_another_writer(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        held = storage_at(redis)
+        copied = storage_at(redis, held.options.prefix)
+        copied.lease._who = held.lease._who
+        await held.commit([Write("data", 0, b"a")])
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        with pytest.raises(LockedError):
+            await copied.acquire()
+        monkeypatch.undo()
+        await held.commit([Write("data", 1, b"b")])
+        assert await content(held) == b"ab"
+        await held.aclose()
+        await copied.aclose()
+
+    run(scenario())
+
+
+def test_a_storage_that_fork_copied_while_it_wrote_neither_writes_nor_gives_the_lease_back(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        held = storage_at(redis)
+        await held.commit([Write("data", 0, b"a")])
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        for work in (held.acquire, lambda: held.commit([Write("data", 1, b"b")]), lambda: held.unlink("data")):
+            with pytest.raises(StorageError, match="Open the storage anew"):
+                await work()
+        await held.lease.aclose()
+        monkeypatch.undo()
+        other = storage_at(redis, held.options.prefix)
+        with pytest.raises(LockedError):
+            await other.acquire()
+        assert await content(held) == b"a"
+        await held.aclose()
+        await other.aclose()
+
+    run(scenario())
+
+
+def test_closing_gives_the_lease_back_in_time_whatever_there_is_to_sweep_away(redis: RedisServer) -> None:
+    async def scenario() -> None:
+        held = storage_at(redis)
+        # A million pages for every 64 GB.
+        await held.commit([Write("data", 1 << 50, b"x"), Write("kept", 0, b"k")])
+        await held.commit([Truncate("data", 0)])
+        await held.aclose()
+        other = storage_at(redis, held.options.prefix)
+        await other.acquire()
+        assert await content(other) == b""
+        assert other.lease.contents is not None
+        assert other.lease.contents.debris, "there is a lot"
+        await other.aclose()
+
+    run(scenario())
