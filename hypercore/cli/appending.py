@@ -12,10 +12,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
-from hypercore.cli.console import CommandError, Input, Output, Progress, count_of
+from hypercore.cli.console import CommandError, Input, Output, Progress, count_of, describe_os_error, named
 from hypercore.cli.local import check_persistent
 from hypercore.cli.network import tell_addresses, until_interrupted
 from hypercore.core import Hypercore
+from hypercore.errors import HypercoreError
 from hypercore.log.engine import MAX_BLOCK_SIZE
 from hypercore.swarm import Swarm
 from hypercore.urls import hide_secrets
@@ -63,6 +64,12 @@ async def _append(core: Hypercore, source: Input, options: argparse.Namespace, o
         if not options.listen or source.size is not None:
             raise CommandError(f"interrupted; {count_of(count, 'block')} were appended") from None
         interrupted = True
+    except (HypercoreError, OSError) as error:
+        # Whoever wants to go on has to know from where.
+        if count:
+            why = describe_os_error(error) if isinstance(error, OSError) else named(error, options.storage)
+            raise CommandError(f"{why}; before that {count_of(count, 'block')} were appended") from error
+        raise
     finally:
         progress.clear()
     await output.report(

@@ -19,6 +19,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from hypercore.errors import FormatError, HypercoreError, StorageError
+from hypercore.urls import hide_secrets
+
 #: Output is collected up to this many bytes before it is written.
 OUTPUT_BUFFER_SIZE: Final = 64 * 1024
 #: A progress line appears when a job takes longer, and is drawn again after this time.
@@ -56,6 +59,17 @@ def describe_os_error(error: OSError) -> str:
     """What an error of the system says, without its number."""
     text = error.strerror or str(error) or type(error).__name__
     return f"{error.filename}: {text}" if error.filename else text
+
+
+def named(error: HypercoreError, storage: str | None) -> str:
+    """What an error of ours says, with the storage it is about when it does not name that itself."""
+    message = str(error) or type(error).__name__
+    if storage is not None and isinstance(error, (StorageError, FormatError)):
+        where = hide_secrets(storage)
+        # A place such as "." is in every message, and a server says its address without the query.
+        known = {where, where.partition("?")[0]}
+        return message if where.strip("./") and any(each in message for each in known) else f"{where}: {message}"
+    return message
 
 
 def _can_wait(descriptor: int) -> bool:

@@ -327,6 +327,7 @@ async def _fetch(core: Hypercore, swarm: Swarm, options: argparse.Namespace, job
 async def _finish(core: Hypercore, swarm: Swarm, download: Download, options: argparse.Namespace, job: _Job) -> None:
     only_storages = all(map(is_storage_peer, options.peers))
     fork, stored, since = core.fork, -1, 0.0
+    known: set[str] = set()
     while not download.is_done and core.fork == fork:
         count = core.hub.log.bitfield.count(0, core.length)
         if core.peers:
@@ -335,8 +336,10 @@ async def _finish(core: Hypercore, swarm: Swarm, download: Download, options: ar
             job.say(f"{count:,} of {core.length:,} blocks; the peer is gone, and is dialled again")
         # A peer may come back, a damaged block of a storage does not.
         damage = tuple(core.hub.warnings) if only_storages else ()
-        if count != stored:
+        if count != stored or not known.issuperset(damage):
+            # Much damage in a row takes its time, and what lies behind it may be whole.
             stored, since = count, time.monotonic()
+            known.update(damage)
         elif time.monotonic() - since >= (min(options.timeout, DAMAGE_SECONDS) if damage else options.timeout):
             have, want = download.progress.have, download.progress.want
             raise CommandError(

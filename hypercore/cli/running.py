@@ -21,10 +21,10 @@ from hypercore.cli.console import (
     OutputClosedError,
     complain,
     describe_os_error,
+    named,
     occupy_standard_descriptors,
 )
-from hypercore.errors import FormatError, HypercoreError, OptionError, StorageError
-from hypercore.urls import hide_secrets
+from hypercore.errors import HypercoreError, OptionError
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -71,7 +71,7 @@ async def _run(options: argparse.Namespace) -> int:
         complain(str(error))
         return FAILED
     except HypercoreError as error:
-        complain(_named(error, options))
+        complain(named(error, options.storage if "storage" in options else None))
         return USAGE if isinstance(error, OptionError) else FAILED
     except OSError as error:
         complain(describe_os_error(error))
@@ -81,16 +81,6 @@ async def _run(options: argparse.Namespace) -> int:
 
 def _is_endless(options: argparse.Namespace) -> bool:
     return options.command in ENDLESS or bool(options.command == "append" and options.listen)
-
-
-def _named(error: HypercoreError, options: argparse.Namespace) -> str:
-    """The error's message, with the storage it is about when it does not name that itself."""
-    message = str(error) or type(error).__name__
-    if isinstance(error, (StorageError, FormatError)) and "storage" in options:
-        where = hide_secrets(options.storage)
-        # A place such as "." is in every message.
-        return message if where.strip("./") and where in message else f"{where}: {message}"
-    return message
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hypercore import Hypercore, Swarm
+from hypercore import AppendResult, Hypercore, StorageError, Swarm
 from hypercore.cli import main
+from hypercore.cli.appending import MOST_BATCH_BLOCKS
 from tests.processes import (
     HYPERCORE,
     HYPERCORE_WITHOUT_UVLOOP,
@@ -135,6 +136,25 @@ def test_a_line_that_is_too_long_for_a_block_is_named(tmp_path: Path) -> None:
     assert (done.code, done.output) == (1, b"")
     assert "line 2 is longer than" in done.errors
     assert hypercore("cat", tmp_path / "log").output == b"fine"
+
+
+def test_append_that_fails_midway_says_how_much_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert hypercore("create", tmp_path / "log").code == 0
+    (tmp_path / "lines").write_text("line\n" * (MOST_BATCH_BLOCKS + 1))
+    append, calls = Hypercore.append, []
+
+    async def append_once(core: Hypercore, batch: list[bytes]) -> AppendResult:
+        calls.append(batch)
+        if len(calls) == 2:
+            raise StorageError("the server is away")
+        return await append(core, batch)
+
+    monkeypatch.setattr(Hypercore, "append", append_once)
+    assert main(["append", str(tmp_path / "log"), str(tmp_path / "lines"), "--lines"]) == 1
+    complaint = f"hypercore: {tmp_path / 'log'}: the server is away; before that 4,096 blocks were appended\n"
+    assert capfd.readouterr().err == complaint
 
 
 def test_a_reader_s_clone_cannot_be_appended_to(tmp_path: Path) -> None:
