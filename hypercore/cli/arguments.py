@@ -71,8 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
         "append a file or standard input",
         "With --lines each line is a block, without its newline; whatever has arrived is appended as one batch, so "
         "that a pipe's lines are there at once. Otherwise the input is cut into blocks of --chunk bytes. With --listen "
-        "the log is served meanwhile, so that readers have each block as it is appended, and after the end of the "
-        "input until interrupted; the first line of output is then that of serve.",
+        "or --lan the log is served meanwhile, so that readers have each block as it is appended, and after the end of "
+        "the input until interrupted; the first line of output is then that of serve.",
         "hypercore append ./log access.log --lines",
         "tail -f access.log | hypercore append ./log - --lines",
         "tail -f access.log | hypercore append ./log - --lines --listen tcp://0.0.0.0:4977",
