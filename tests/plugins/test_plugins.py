@@ -108,7 +108,9 @@ def test_storages_and_transports_have_schemes_of_their_own() -> None:
 
 
 def test_an_unknown_scheme_says_what_there_is_and_how_a_folder_is_written() -> None:
-    with pytest.raises(UnknownSchemeError, match=r"'notes'; known are .*file, http, https, memory, .*s3.*written './notes:today'"):
+    with pytest.raises(
+        UnknownSchemeError, match=r"'notes'; known are .*file, http, https, memory, .*s3.*written './notes:today'"
+    ):
         open_storage("notes:today")
     with pytest.raises(UnknownSchemeError) as caught:
         open_storage("mystery://me:hunter2@host/x?secret=hunter2")
