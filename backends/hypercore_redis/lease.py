@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 from redis.exceptions import ResponseError
 
 from hypercore.errors import (
+    CorruptError,
     FencedError,
     ForeignStorageError,
     HypercoreError,
@@ -33,7 +34,7 @@ from hypercore.errors import (
 from hypercore_redis import scripts
 from hypercore_redis.channel import Channel, LostConnectionError, Reply
 from hypercore_redis.options import PlaceOptions
-from hypercore_redis.pages import DROPPED_PAGES_MAX, Contents, Draft, Layout, format_ranges
+from hypercore_redis.pages import DROPPED_PAGES_MAX, Contents, Draft, Layout, format_ranges, parse_number
 from hypercore_redis.scripts import Argument
 from hypercore_redis.session import FAREWELL_SECONDS, LostCommitsError, Session, pairs, run_on
 
@@ -96,7 +97,7 @@ class Lease:
 
     def saw(self, sequence: bytes | None) -> None:
         """A reader found this in the head; None: there is no head. Raises `LostCommitsError`."""
-        found = 0 if sequence is None else int(sequence)
+        found = 0 if sequence is None else parse_number(sequence)
         if found < self.sequence:
             self._lose(found)
         self.sequence = found
@@ -141,9 +142,14 @@ class Lease:
         reply = await self._session.patiently(lambda channel: run_on(channel, scripts.ACQUIRE, keys, arguments))
         match reply[0]:
             case b"held":
-                raise LockedError(self._describe(reply[1], int(reply[2])))
+                raise LockedError(self._describe(reply[1], parse_number(reply[2])))
             case b"gone":
                 self._lose(-1)
+            case b"damaged":
+                raise CorruptError(
+                    f"the head {self._layout.head!r} in {self._session} is damaged: its sequence, epoch or until is no "
+                    "number. Somebody else wrote to it; what a peer has can be copied from there, or a backup restored"
+                )
             case b"format":
                 check_format(reply[1] if len(reply) > 1 else None, self._session)
         contents = self._adopt(reply)
@@ -157,7 +163,7 @@ class Lease:
             who = json.loads(holder)
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(who["since"]))
             shown = f"process {who['pid']} on {who['host']} since {since}"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
             shown = "another writer"
         return (
             f"{self._layout.head!r} in {self._session} is held by {shown}. Close that writer; if it is dead, wait "
@@ -177,7 +183,7 @@ class Lease:
 
     def _adopt(self, reply: Reply) -> Contents:
         head = pairs(reply[2])
-        found = int(head[b"sequence"])
+        found = parse_number(head.get(b"sequence"))
         if self.contents is None:
             self.sequence = found
         elif found != self.sequence and not (self._in_doubt and found == self.sequence + 1):
@@ -193,12 +199,13 @@ class Lease:
     def _refused(self, reply: Reply) -> bool:
         """The head names another writer or commit: what that means for us. True: it is us, of an older connection."""
         _, writer, sequence, epoch, holder = [*reply, *[None] * 4][:5]
-        if writer is None or sequence is None or int(sequence) < self.sequence:
-            self._lose(-1 if sequence is None else int(sequence))
+        found = -1 if sequence is None else parse_number(sequence)
+        if writer is None or found < self.sequence:
+            self._lose(found)
         if writer.partition(b":")[2] == self._who.encode():
             return True
-        if epoch is None or int(epoch) < int(self._writer.partition(b":")[0]):
-            self._lose(int(sequence))
+        if parse_number(epoch) < parse_number(self._writer.partition(b":")[0]):
+            self._lose(found)
         self.contents = None
         self._fenced = FencedError(
             f"another writer took over {self._layout.head!r} in {self._session}; this one can never write again. "

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from hypercore.errors import CorruptError, OptionError
 from hypercore.storage import Delete, Operation, Sync, Truncate, Write, check_name, check_range
 from hypercore_redis.scripts import PAGE_BYTES, Argument
 
@@ -21,6 +22,9 @@ DROPPED_PAGES_MAX: Final = 1000
 COMMIT_BYTES_MAX: Final = 16 * 1024 * 1024
 #: Data of a large commit is put aside if it is longer than what putting it aside costs.
 STAGED_BYTES_MIN: Final = 4096
+
+#: Of a number in the head: sums of them fit into 64 bits.
+_DIGITS_MAX: Final = 18
 
 #: Page numbers `first` to `end - 1`.
 Range = tuple[int, int]
@@ -66,19 +70,49 @@ class Contents:
 
     @classmethod
     def parse(cls, head: Mapping[bytes, bytes]) -> Contents:
-        sizes = {field[1:].decode(): int(value) for field, value in head.items() if field[:1] == b"/"}
-        debris = {field[1:].decode(): parse_ranges(value) for field, value in head.items() if field[:1] == b"-"}
+        """Raises `CorruptError`."""
+        sizes = {_name(field): parse_number(value) for field, value in head.items() if field[:1] == b"/"}
+        debris = {_name(field): parse_ranges(value) for field, value in head.items() if field[:1] == b"-" and value}
         return cls(sizes, debris)
 
     def is_debris(self, name: str, number: int) -> bool:
         return name in self.debris and inside(self.debris[name], number)
 
 
+def _damaged(text: bytes | None, what: str) -> CorruptError:
+    return CorruptError(
+        f"the head of a place in Redis is damaged: it has {text!r:.60} where {what} should be. Somebody else wrote to "
+        "it; what a peer has can be copied from there, or a backup restored"
+    )
+
+
+def parse_number(text: bytes | None) -> int:
+    """A number in the head. Raises `CorruptError`."""
+    if text is None or not text.isdigit() or len(text) > _DIGITS_MAX:
+        raise _damaged(text, "a number")
+    return int(text)
+
+
 def parse_ranges(text: bytes | None) -> list[Range]:
-    if not text:
-        return []
-    ranges = (part.split("-") for part in text.decode().split(","))
-    return [(int(first), int(end)) for first, end in ranges]
+    """Ranges in the head. Raises `CorruptError`."""
+    ranges = []
+    for part in text.split(b",") if text else ():
+        first, _, end = part.partition(b"-")
+        ranges.append((parse_number(first), parse_number(end)))
+        if ranges[-1][0] >= ranges[-1][1]:
+            raise _damaged(part, "a range of pages")
+    return ranges
+
+
+def _name(field: bytes) -> str:
+    """The file that a field is about; what was put aside is that of a file without a name."""
+    try:
+        name = field[1:].decode()
+        if name or field != b"-":
+            check_name(name)
+    except (UnicodeDecodeError, OptionError) as error:
+        raise _damaged(field, "the name of a file") from error
+    return name
 
 
 def format_ranges(ranges: Sequence[Range]) -> str:

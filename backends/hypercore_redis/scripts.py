@@ -73,13 +73,15 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 elseif redis.call('EXISTS', KEYS[2]) == 1 then
   return {'gone'}
 end
-if tonumber(found[6] or '0') < tonumber(ARGV[5]) then return {'gone'} end
+local sequence, last, ends = tonumber(found[6] or '0'), tonumber(found[2] or '0'), tonumber(found[4] or '0')
+if not (sequence and last and ends) then return {'damaged'} end
+if sequence < tonumber(ARGV[5]) then return {'gone'} end
 local time = now()
 local other = found[3] and found[3] ~= '' and string.match(found[3], ':(.*)$') ~= ARGV[1]
-if ARGV[4] ~= '1' and other and tonumber(found[4]) > time then
-  return {'held', found[5], string.format('%.0f', found[4] - time)}
+if ARGV[4] ~= '1' and other and ends > time then
+  return {'held', found[5], string.format('%.0f', ends - time)}
 end
-local epoch = string.format('%.0f', tonumber(found[2] or '0') + 1)
+local epoch = string.format('%.0f', last + 1)
 local writer = epoch .. ':' .. ARGV[1]
 """
     + _WITHOUT_ROOM

@@ -27,7 +27,7 @@ from hypercore.urls import Address
 from hypercore_redis.channel import Reply
 from hypercore_redis.lease import Lease, check_format
 from hypercore_redis.options import PlaceOptions, RedisOptions, read_address
-from hypercore_redis.pages import Contents, Draft, Layout, Range, inside, parse_ranges, pieces
+from hypercore_redis.pages import Contents, Draft, Layout, Range, inside, parse_number, parse_ranges, pieces
 from hypercore_redis.scripts import PAGE_BYTES, Command
 from hypercore_redis.servers import Server, server_at, server_of
 from hypercore_redis.session import LostCommitsError as LostCommitsError
@@ -128,7 +128,7 @@ class RedisFile(RandomAccess):
             (sequence, size, debris), *replies, after = await self._session.ask_many(commands)
             self._lease.saw(sequence)
             if sequence == after:
-                self._check_bounds(ranges, None if size is None else int(size))
+                self._check_bounds(ranges, None if size is None else parse_number(size))
                 return _assemble(ranges, replies, parse_ranges(debris))
         raise StorageError(f"{self._storage}: file {name!r} changed during each of {READ_ATTEMPTS} reads")
 
@@ -273,7 +273,7 @@ class RedisStorage(Storage):
         if sequence is not None or size is not None:
             check_format(found, self.session)
         self.lease.saw(sequence)
-        return None if size is None else int(size)
+        return None if size is None else parse_number(size)
 
     async def unlink(self, name: str) -> None:
         self._check_changeable()
