@@ -43,7 +43,11 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 class TryAgainError(Exception):
-    """A try failed in a way that the next one need not."""
+    """A try failed in a way that the next one need not; `answered`: there is a server, and it said so."""
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def refusal(asked: Asked, status: int, code: str = "", message: str = "") -> Exc
     """The error for an answer that is none of 2xx: `TryAgainError`, or one for the caller."""
     said = f"{status} {code}".rstrip() + (f": {message[:500]}" if message else "")
     if code in RETRIED_CODES or status in RETRIED_STATUSES:
-        return TryAgainError(said)
+        return TryAgainError(said, answered=True)
     where = f"{asked.place}: {asked}"
     if code == "NoSuchBucket":
         return ObjectMissingError(
@@ -144,7 +148,7 @@ def extent_of(
 def check_body(extent: Extent, size: int) -> None:
     """A body must have the bytes that its head promised. Raises `TryAgainError`."""
     if extent.size is not None and size != extent.size:
-        raise TryAgainError(f"the body ended after {size} of {extent.size} bytes")
+        raise TryAgainError(f"the body ended after {size} of {extent.size} bytes", answered=True)
 
 
 def age_seconds(date: str | None, put_at: datetime | None) -> float:

@@ -27,6 +27,8 @@ SLOWEST_BYTES_PER_SECOND: Final = 256 << 10
 #: of clients that were told to slow down must not come back together.
 FIRST_PAUSE_SECONDS: Final = 0.1
 LONGEST_PAUSE_SECONDS: Final = 10.0
+#: A place where nothing has ever answered is a spelling mistake sooner than a failure that passes.
+FIRST_ANSWER_SECONDS: Final = 10.0
 #: Loading a driver and asking for credentials may take so long, whatever the deadline of a request is.
 CONNECT_SECONDS: Final = 30.0
 
@@ -49,6 +51,8 @@ class RetryingClient(ObjectClient):
         self._scopes: set[asyncio.Timeout] = set()
         self._loading = threading.Lock()
         self._loaded = False
+        #: Something there has answered once.
+        self._answered = False
 
     @abstractmethod
     def _load(self) -> None:
@@ -99,19 +103,28 @@ class RetryingClient(ObjectClient):
                             scope.reschedule(end + transfer_seconds)
                             self._count(asked, size)
                             result: T = await self._threads.run(partial(in_thread, request))
+                            self._answered = True
                             return result
                     finally:
                         self._scopes.discard(scope)
             except TryAgainError as error:
                 reason, cause = str(error), error.__cause__
+                self._answered |= error.answered
+            except StorageError:
+                self._answered = True
+                raise
             except TimeoutError as error:
                 reason, cause = "no answer in time", error
             self._check_open()
             pause = random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(tries, 16)))
             passed = loop.time() - (began or loop.time())
-            if passed + pause >= self._deadline_seconds:
+            most_seconds = (
+                self._deadline_seconds if self._answered else min(self._deadline_seconds, FIRST_ANSWER_SECONDS)
+            )
+            if passed + pause >= most_seconds:
+                never = "" if self._answered else "; nothing has ever answered there: is the address right?"
                 raise StorageError(
-                    f"{self.place}: {asked} failed, after {tries} tries in {passed:.1f} s: {reason}"
+                    f"{self.place}: {asked} failed, after {tries} tries in {passed:.1f} s: {reason}{never}"
                 ) from cause
             await self._pause(pause)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import socket
 import threading
@@ -109,6 +110,40 @@ def test_nobody_there_is_an_error_after_the_deadline(kind: Kind, verb: str) -> N
         async with opened(kind, f"http://127.0.0.1:{port}", deadline_seconds=0.2) as client:
             with pytest.raises(StorageError, match=f"127.0.0.1:{port}"):
                 await CALLS[verb](client)
+
+    run(test())
+
+
+def test_where_nothing_has_ever_answered_nobody_waits_for_the_deadline(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrying, "FIRST_ANSWER_SECONDS", 0.2)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+
+    async def test() -> None:
+        async with opened(kind, f"http://127.0.0.1:{port}", deadline_seconds=5000.0) as client:
+            with pytest.raises(StorageError, match="nothing has ever answered there"):
+                await client.get("o")
+
+    run(test())
+
+
+@pytest.mark.parametrize("first", [Answer(503, "SlowDown"), Answer(404, "NoSuchKey")], ids=["busy", "missing"])
+def test_where_something_has_answered_once_trouble_is_waited_for(
+    kind: Kind, prefix: str, first: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrying, "FIRST_ANSWER_SECONDS", 0.0)
+
+    async def test() -> None:
+        async with Proxy(moto().endpoint_url) as proxy, opened(kind, proxy.url) as client:
+            proxy.script(first)
+            proxy.script(Reset(), when=is_("PUT"), times=3)
+            with contextlib.suppress(ObjectMissingError):
+                await client.list(prefix)
+            await client.put(f"{prefix}/o", [b"there"])
+            assert len(proxy.of("PUT")) == 4
 
     run(test())
 
