@@ -17,8 +17,8 @@ from hypercore_s3.layout import commit_name
 
 #: A commit's operations; also how many of them a file's identity can tell apart.
 STEPS_MAX: Final = 1 << 20
-#: Small writes of one commit; far more than what is folded at the latest.
-FRONT_SIZE_MAX: Final = 1 << 30
+#: Small writes of one commit: several times what is folded at the latest. Readers hold several of them at once.
+FRONT_SIZE_MAX: Final = 64 << 20
 
 WRITE: Final = 0
 #: A write whose bytes stay where they are in the commit.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from hypercore.errors import CorruptError, StorageError
-from hypercore_s3.commits import FRONT_GUESS, Commit, decode_commit, needed_front
+from hypercore_s3.commits import FRONT_GUESS, FRONT_SIZE_MAX, Commit, decode_commit, needed_front
 from hypercore_s3.contents import Contents
 from hypercore_s3.frames import CHECK_SIZE, FRAME_SIZE, Body
 from hypercore_s3.index import FOOTER_SIZE, decode_footer, decode_index
@@ -28,6 +28,10 @@ from hypercore_s3.place import LIST_KEYS_MAX, Place
 TRIES_MAX: Final = 10
 #: Commits that are asked for side by side when there are many.
 COMMITS_AT_ONCE_MAX: Final = 32
+#: Commits behind a checkpoint, and their bytes in memory. A writer folds long before; more can only be meant to fill
+#: the memory of whoever reads.
+COMMITS_MAX: Final = 1 << 16
+COMMITS_BYTES_MAX: Final = 8 * FRONT_SIZE_MAX
 #: Sees each commit that is about to be taken in, and may raise.
 Check = Callable[[Commit], None]
 
@@ -257,6 +261,7 @@ class Journal:
         """What follows, until there is no more or one is missing before others."""
         at_once = 1
         commits, gap = [*reading.commits], None
+        size = sum(commit.small_size for commit in commits)
         number = reading.sequence
         while True:
             first = number + 1
@@ -274,6 +279,12 @@ class Journal:
                     check(commit)
                 commits.append(commit)
                 number += 1
+                size += commit.small_size
+                if len(commits) > COMMITS_MAX or size > COMMITS_BYTES_MAX:
+                    raise CorruptError(
+                        f"{self._title}: {len(commits)} commits with {size} bytes follow each other without a "
+                        "checkpoint, more than any writer leaves behind"
+                    )
             at_once = min(2 * at_once, self._at_once)
 
     async def _probe(self, sequence: int) -> Commit | None:

@@ -10,8 +10,9 @@ import pytest
 
 from hypercore.errors import ClosedError, CorruptError, FencedError, LockedError, StorageError
 from hypercore.storage import Write
+from hypercore_s3 import journal
 from hypercore_s3.commits import Commit, encode_front
-from hypercore_s3.layout import commit_name, decode_head, encode_head
+from hypercore_s3.layout import commit_name, commit_sequence, decode_head, encode_head
 from hypercore_s3.storage import S3Storage
 from tests.running import run
 from tests.storage.s3.fake_client import Bucket, Carry, FakeClient, at_once
@@ -306,5 +307,33 @@ def test_a_head_of_any_content_is_refused_with_a_typed_error(field: str, value: 
         for work in (storage(bucket).names, storage(bucket).acquire):
             with pytest.raises(CorruptError, match="head is damaged"):
                 await work()
+
+    run(scenario())
+
+
+# ---- stores that mean harm ----------------------------------------------------------------------------------
+
+
+def test_commits_without_end_fill_nobodys_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "COMMITS_MAX", 500)
+
+    async def scenario() -> None:
+        bucket = Bucket()
+        held = storage(bucket)
+        await write(held, range(2))
+        owner = held._writer._lease.owner
+
+        async def carry(verb: str, key: str, apply: Callable[[], object]) -> object:
+            number = commit_sequence(key.removeprefix("p/"))
+            if verb == "get" and number is not None and key not in bucket.objects:
+                made = Commit(sequence=number, epoch=1, owner=owner, attempt=number, fence=True)
+                bucket.put(key, encode_front(made))
+            return apply()
+
+        reader = storage(bucket, carry)
+        with pytest.raises(CorruptError, match="without a checkpoint"):
+            await reader.names()
+        await reader.aclose()
+        await held.aclose()
 
     run(scenario())
