@@ -40,6 +40,8 @@ from hypercore_redis.session import FAREWELL_SECONDS, LostCommitsError, Session,
 
 T = TypeVar("T")
 
+#: A commit of more bytes takes milliseconds to be packed (1.2 a MiB).
+PROMPT_BYTES_MAX: Final = 1024 * 1024
 #: The lease is renewed when this part of it has gone by without a commit.
 RENEWALS: Final = 3
 #: Connections that break each time the writer has just said who it is are not worth more patience.
@@ -225,13 +227,14 @@ class Lease:
 
     # ---- changing ------------------------------------------------------------------------------------
 
-    async def commit(self, build: Callable[[Draft], None]) -> None:
+    async def commit(self, build: Callable[[Draft], None], byte_count: int = 0) -> None:
         """Carry out what `build` puts into the draft, all or nothing, to its end even if the caller is cancelled.
 
-        Raises `FencedError`, `StorageFullError` and other `StorageError`; after the last, whether it was done is
-        found out by the next call.
+        Of many bytes, `byte_count` in all, the loop has its turn before they are copied into a command: whoever
+        calls has just hashed them. Raises `FencedError`, `StorageFullError` and other `StorageError`; after the last,
+        whether it was done is found out by the next call.
         """
-        if self._turn.locked() or self.contents is None or not self._session.alive:
+        if byte_count > PROMPT_BYTES_MAX or self._turn.locked() or self.contents is None or not self._session.alive:
             await to_the_end(self._commit(build))
             return
         # Mostly there is one reply to wait for, which needs no task.

@@ -296,7 +296,7 @@ class RedisStorage(Storage):
             for operation in operations:
                 draft.add(operation)
 
-        await self.lease.commit(build)
+        await self.lease.commit(build, sum([len(one.data) for one in operations if type(one) is Write]))
 
     async def aclose(self) -> None:
         if not self.closed:
