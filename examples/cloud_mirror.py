@@ -26,12 +26,13 @@ async def main(
     loop.add_signal_handler(signal.SIGTERM, task.cancel if task else sys.exit)
     async with Mirror(storage, [key], sources=[source], listen=[listen]) as mirror:
         print("readers dial", *mirror.addresses, flush=True)
-        told = None
+        told: list[object] = []
         while True:
             status = mirror.status()
-            if (status.have, status.want) != told:
-                told = status.have, status.want
-                print(f"{status.have} of {status.want} blocks, {status.stored_bytes} bytes", flush=True)
+            trouble = [*filter(None, [*(core.error for core in status.cores), *status.sources.values()])]
+            if told != [status.have, status.want, *trouble]:
+                told = [status.have, status.want, *trouble]
+                print(f"{status.have} of {status.want} blocks, {status.stored_bytes} bytes", *trouble, flush=True)
             await asyncio.sleep(0.5)
 
 

@@ -12,7 +12,7 @@ import contextlib
 import signal
 import sys
 
-from hypercore import Hypercore, Swarm
+from hypercore import Hypercore, HypercoreError, Swarm
 
 
 async def main(key: str, storage: str = "./lan-reader-storage") -> None:
@@ -27,5 +27,8 @@ async def main(key: str, storage: str = "./lan-reader-storage") -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python examples/lan_reader.py KEY [STORAGE]")
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(main(*sys.argv[1:]))
+    try:
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+            asyncio.run(main(*sys.argv[1:]))
+    except HypercoreError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

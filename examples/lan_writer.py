@@ -12,7 +12,7 @@ import contextlib
 import signal
 import sys
 
-from hypercore import Hypercore, Swarm
+from hypercore import Hypercore, HypercoreError, Swarm
 
 
 async def main(storage: str = "./lan-writer-storage") -> None:
@@ -28,5 +28,8 @@ async def main(storage: str = "./lan-writer-storage") -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(main(*sys.argv[1:]))
+    try:
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+            asyncio.run(main(*sys.argv[1:]))
+    except HypercoreError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -13,7 +13,7 @@ import contextlib
 import signal
 import sys
 
-from hypercore import Hypercore, Swarm
+from hypercore import Hypercore, HypercoreError, Swarm
 
 
 async def main(key: str, address: str = "tcp://127.0.0.1:4977", storage: str = "./reader-storage") -> None:
@@ -21,6 +21,8 @@ async def main(key: str, address: str = "tcp://127.0.0.1:4977", storage: str = "
     async with Hypercore(storage, key) as core, Swarm(peers=[address]) as swarm:
         swarm.join(core)
         await core.update()
+        for error in swarm.dial_errors.values():
+            print(f"{error}; dialling again and again", file=sys.stderr)
         print(f"Skipping {core.length} earlier blocks...", flush=True)
         async for block in core.create_read_stream(start=core.length, live=True):
             print(block.decode(errors="replace"), flush=True)
@@ -36,5 +38,8 @@ def stop_on_sigterm() -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python examples/reader.py KEY [ADDRESS] [STORAGE]")
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(main(*sys.argv[1:]))
+    try:
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+            asyncio.run(main(*sys.argv[1:]))
+    except HypercoreError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from hypercore import Hypercore
+from hypercore import Hypercore, HypercoreError
 
 
 async def main(storage: str = "./first-log") -> None:
@@ -30,4 +30,7 @@ async def main(storage: str = "./first-log") -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    try:
+        asyncio.run(main(*sys.argv[1:2]))
+    except HypercoreError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 
-from hypercore import Hypercore, Swarm
+from hypercore import Hypercore, HypercoreError, Swarm
 
 
 async def main(storage: str = "./writer-storage", address: str = "tcp://127.0.0.1:4977") -> None:
@@ -54,5 +54,8 @@ def stop_on_sigterm() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(main(*sys.argv[1:]))
+    try:
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+            asyncio.run(main(*sys.argv[1:]))
+    except HypercoreError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

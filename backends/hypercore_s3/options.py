@@ -32,7 +32,8 @@ class S3Options:
     client: Literal["boto3", "obstore"] = "boto3"
     #: One try of one request that hears nothing for so long has failed.
     timeout_seconds: float = 20.0
-    #: What may be tried again is tried until so long after the first try; where nothing has ever answered, for 10 seconds.
+    #: What may be tried again is tried until so long after the first try, and for 10 seconds where nothing has ever
+    #: answered.
     deadline_seconds: float = 60.0
     #: Requests in flight at once; what exceeds it waits its turn.
     most_connections: int = 16

@@ -93,6 +93,25 @@ def test_the_writer_goes_on_serving_when_its_input_ends(tmp_path: Path) -> None:
     run(scene())
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("step_1.py", ("nowhere://log",), "UnknownSchemeError: "),
+        ("reader.py", ("abc",), "OptionError: a key is "),
+        ("reader.py", ("00" * 32, "localhost:4977", "memory:"), "UnknownSchemeError: no plugin offers the scheme 'localhost'"),
+        ("writer.py", ("memory:", "tcp://127.0.0.1:x"), "AddressError: "),
+        ("lan_writer.py", ("nowhere://log",), "UnknownSchemeError: "),
+        ("lan_reader.py", ("abc",), "OptionError: a key is "),
+        ("cloud_mirror.py", ("abc", "./copy"), "OptionError: a key is "),
+    ],
+)
+def test_a_mistake_is_one_line(name: str, arguments: tuple[str, ...], said: str) -> None:
+    done = program(sys.executable, EXAMPLES / name, *arguments)
+    assert done.code == 1
+    assert done.errors.startswith(said)
+    assert done.errors.count("\n") == 1
+
+
 def test_the_demo_ends_with_a_summary() -> None:
     lines = example("demo.py")
     assert any(re.search(r"\[#+\] (\d+) of \1 blocks$", line) for line in lines)
