@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hypercore.errors import CorruptError, FencedError, LockedError, StorageError
+from hypercore.errors import FencedError, HypercoreError, LockedError, StorageError
 from hypercore_s3.layout import HEAD, Head, Pointer, decode_head, encode_head, probe_name
 from hypercore_s3.objects import ConditionFailedError, ObjectMissingError
 from hypercore_s3.place import Place
@@ -210,13 +210,13 @@ class Lease:
     async def release(self) -> None:
         """Let the next writer in at once. Whoever cannot is replaced when the lease has run out."""
         if self.head is not None and not self.head.released:
-            with contextlib.suppress(StorageError):
+            with contextlib.suppress(HypercoreError):
                 await self.move(lambda head: replace(head, released=True))
         self.head = None
 
     async def withdraw(self) -> None:
         """Remove the head that was made where none was: it does not say what the one did that was lost."""
-        with contextlib.suppress(StorageError, CorruptError):
+        with contextlib.suppress(HypercoreError):
             if await self.is_ours():
                 await self._place.delete([HEAD])
         self.head = None

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from hypercore.errors import CorruptError, FencedError, LockedError, StorageError
+from hypercore.errors import CorruptError, FencedError, HypercoreError, LockedError, StorageError
 from hypercore_s3.commits import Commit, encode_front
 from hypercore_s3.contents import Plan
 from hypercore_s3.folding import Fold, fold, switch
@@ -52,7 +52,7 @@ class Writer:
         self._uncertain: Commit | None = None
         self._poison: FencedError | None = None
         self._fold: asyncio.Task[None] | None = None
-        self._fold_error: StorageError | None = None
+        self._fold_error: HypercoreError | None = None
         self._fold_again = (0, 0)
         self._renewal: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -198,7 +198,7 @@ class Writer:
             await self._lease.move()
         except FencedError as error:
             self._poison = self._poison or error
-        except StorageError:
+        except HypercoreError:
             pass
 
     # ---- commits -------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ class Writer:
         contents = self._journal.contents
         try:
             await self.fold()
-        except StorageError as error:
+        except HypercoreError as error:
             self._fold_error = error
             self._fold_again = (
                 contents.pending_commits + FOLD_COMMITS // RETRY_PART,
@@ -417,7 +417,8 @@ class Writer:
         if not self.leased or self._poison is not None or self._lease.is_copied:
             return
         if self._journal.contents.pending_commits > CLOSING_COMMITS:
-            with contextlib.suppress(StorageError):
+            # Every commit is in the store, and the next one who opens it hears what is wrong.
+            with contextlib.suppress(HypercoreError):
                 await self.fold(release=True)
         if self._poison is None:
             await self._lease.release()

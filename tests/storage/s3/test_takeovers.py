@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +12,7 @@ import pytest
 
 from hypercore.errors import ClosedError, CorruptError, FencedError, LockedError, StorageError
 from hypercore.storage import Write
-from hypercore_s3 import journal
+from hypercore_s3 import journal, writer
 from hypercore_s3.commits import Commit, encode_front
 from hypercore_s3.layout import commit_name, commit_sequence, decode_head, encode_head
 from hypercore_s3.storage import S3Storage
@@ -307,6 +309,36 @@ def test_a_head_of_any_content_is_refused_with_a_typed_error(field: str, value: 
         for work in (storage(bucket).names, storage(bucket).acquire):
             with pytest.raises(CorruptError, match="head is damaged"):
                 await work()
+
+    run(scenario())
+
+
+def test_a_head_that_is_damaged_under_a_writer_is_a_warning_and_never_a_lost_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writer, "FOLD_COMMITS", 2)
+
+    async def scenario() -> None:
+        complaints: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        bucket = Bucket()
+        held = storage(bucket)
+        await write(held, range(2))
+        bucket.put("p/head", b"no head")
+        await held._writer.renew()
+        for number in range(2, 7):
+            await write(held, range(number, number + 1))
+            while held._writer._fold is not None:
+                await asyncio.wait([held._writer._fold])
+        assert "head is damaged" in held.warnings[0]
+        await held.aclose()
+        del held
+        gc.collect()
+        assert not complaints
+        with pytest.raises(CorruptError, match="head is damaged"):
+            await storage(bucket).names()
+        del bucket.objects["p/head"]
+        assert await content(storage(bucket), "oplog") == b"0123456"
 
     run(scenario())
 
