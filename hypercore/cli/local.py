@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hypercore.cli.console import CommandError, Output, Progress, count_of
+from hypercore.cli.console import CommandError, Output, Progress, complain, count_of
 from hypercore.core import Hypercore
 from hypercore.crypto import KeyPair
 from hypercore.errors import BlockNotAvailableError, StorageMissingError
@@ -39,6 +39,8 @@ async def create(options: argparse.Namespace, output: Output) -> None:
     async with Hypercore(options.storage, key_pair=key_pair, compat=options.compat, hash=options.hash) as core:
         key = core.key.hex()
         await output.report({"key": key, "discovery_key": core.discovery_key.hex()}, key)
+        for warning in (await core.info()).warnings:
+            complain(f"warning: {warning}")  # Of the place: now another one can still be chosen.
 
 
 # ---- reading --------------------------------------------------------------------------------------

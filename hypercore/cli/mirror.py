@@ -45,7 +45,7 @@ async def mirror(options: argparse.Namespace, output: Output) -> None:
         health=options.health,
     )
     async with running:
-        report = _Report(running, output, is_many=many is not None)
+        report = _Report(running, output, is_many=many is not None, once=options.once)
         try:
             with _hangup_reloads(many) as hangup:
                 await _watch(running, report, many, hangup, once=options.once)
@@ -167,8 +167,9 @@ def _check_hopeful(status: MirrorStatus) -> None:
 class _Report:
     """What is told of a mirror: each change to a program, and to people what they need to know."""
 
-    def __init__(self, mirror: Mirror, output: Output, *, is_many: bool) -> None:
+    def __init__(self, mirror: Mirror, output: Output, *, is_many: bool, once: bool) -> None:
         self._mirror = mirror
+        self._once = once
         self._output = output
         self._is_many = is_many
         self.is_synced = False
@@ -261,11 +262,13 @@ class _Report:
             elif now - self._lost.setdefault(address, now) >= SOURCE_SECONDS:
                 self._told_lost.add(address)
                 self.progress.clear()
-                complain(f"{error}; it is tried again")
+                complain(f"{error if address in error else f'{address}: {error}'}; it is tried again")
 
     async def _tell_role(self, core: CoreStatus, role_before: str, error_before: str | None) -> None:
         name = f"{core.key.hex()[:8]}: " if self._is_many else ""
         if core.error is not None:
+            if self._once:
+                return  # It is what the command fails with, if it lasts.
             self.progress.clear()
             complain(f"{name}{core.error}; it is tried again")
         elif core.role == "standby":

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
-from hypercore.errors import TransportError
+from hypercore.errors import OptionError, TransportError
 from hypercore.mirrors.status import MirrorStatus
 from hypercore.plugins import open_transport
 from hypercore.transport import ByteStream, Listener, Transport
@@ -175,4 +175,6 @@ def _encode(answer: Answer, with_body: bool) -> bytes:
 def _transport_address(address: str) -> str:
     """`host:port` and `http://host:port` are over TCP; anything else is a transport's own address."""
     found = _HOST_AND_PORT.fullmatch(address)
+    if not found and ":" not in address:
+        raise OptionError(f"{address!r} is no place to listen at: it is written HOST:PORT, 127.0.0.1:9100 for one")
     return f"tcp://{found['url'] or found['plain']}" if found else address

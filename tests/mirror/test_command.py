@@ -374,6 +374,7 @@ def test_a_second_process_serves_the_first_ones_copy_and_takes_over_when_that_is
         (("./copy", "--keys", "keys", "--from", NOBODY), 2, "./copy/{key}"),
         (("./{key}", "--keys", "./no-such-file", "--from", NOBODY), 1, "no-such-file"),
         (("00" * 32, "./copy"), 2, "source"),
+        (("00" * 32, "./copy", "--from", NOBODY, "--health", "9100"), 2, "HOST:PORT"),
         (("00" * 32, "nowhere://x", "--from", NOBODY), 2, "nowhere"),
         (("00" * 32, "./copy", "--from", NOBODY, "--range", "5:5"), 2, "range"),
         (("00" * 32, "./copy", "--from", NOBODY, "--range", "5"), 2, "range"),
@@ -395,6 +396,9 @@ def test_a_storage_with_something_else_in_it_is_told_and_once_fails(tmp_path: Pa
     assert done.code == 1
     assert key in done.errors
     assert done.json()[-1]["cores"][0]["role"] == "failed"
+    for_people = hypercore("mirror", "00" * 32, tmp_path / "other", "--from", NOBODY, "--once")
+    assert key in for_people.errors
+    assert for_people.errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from hypercore.errors import (
 from hypercore.storage import Delete, Operation, Sync, Truncate, Write
 from hypercore_redis import LostCommitsError, RedisStorage
 from hypercore_redis.scripts import PAGE_BYTES
+from tests.processes import hypercore
 from tests.running import run
 from tests.servers.redis import (
     ALWAYS,
@@ -145,6 +146,13 @@ def test_a_log_whose_server_lost_everything_says_so_and_stays_as_it_was_in_memor
 
     with RedisServer(kind, NOTHING) as server:
         run(scenario(server))
+
+
+def test_whoever_creates_a_log_is_warned_of_a_server_without_persistence(redis: RedisServer) -> None:
+    done = hypercore("create", redis.address(prefix=new_prefix()))
+    assert done.code == 0
+    assert done.errors.startswith("hypercore: warning: ")
+    assert "keeps nothing when it is restarted" in done.errors
 
 
 def test_a_server_without_persistence_is_warned_of(redis: RedisServer) -> None:
