@@ -15,7 +15,7 @@ def main() -> None:
         print(f"s3      s3://{bucket.bucket} at {bucket.endpoint_url}; in the shell that uses it:")
         print(f"\nexport AWS_ENDPOINT_URL={bucket.endpoint_url} AWS_DEFAULT_REGION=us-east-1")
         print(f"export AWS_ACCESS_KEY_ID={bucket.admin.access_key} AWS_SECRET_ACCESS_KEY={bucket.admin.secret_key}")
-        print(f"\ns3://{bucket.public_bucket} can be read by everybody, at {bucket.endpoint_url}/{bucket.public_bucket}/...")
+        print(f"\nEverybody may read s3://{bucket.public_bucket}, at {bucket.endpoint_url}/{bucket.public_bucket}")
         print("\nCtrl-C ends both.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
