@@ -32,7 +32,7 @@ async def append(options: argparse.Namespace, output: Output) -> None:
     if options.chunk > MAX_BLOCK_SIZE:
         raise CommandError(f"--chunk {options.chunk}: a block has at most {MAX_BLOCK_SIZE} bytes")
     with contextlib.closing(Input(options.file)) as source:
-        async with Hypercore(options.storage, create_if_missing=False) as core:
+        async with Hypercore(options.storage, create_if_missing=False, durability=options.durability) as core:
             if not core.writable:  # Told before anybody types a line.
                 where = hide_secrets(options.storage)
                 raise CommandError(

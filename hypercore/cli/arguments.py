@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=DEFAULT_CHUNK_SIZE,
         help=f"one block each so many bytes ({DEFAULT_CHUNK_SIZE})",
     )
+    _add_durability(append)
     _add_listen(append)
 
     cat = commands.add(
@@ -259,12 +260,7 @@ def _add_mirror(commands: _Commands) -> None:
         type=_size,
         help="download no more once so much is stored, and go on serving: 500GiB, 10MB, 4096",
     )
-    mirror.add_argument(
-        "--durability",
-        choices=("none", "flush", "always"),
-        default="flush",
-        help="what a stored block survives (flush)",
-    )
+    _add_durability(mirror)
     mirror.add_argument("--once", action="store_true", help="stop when all is here that the sources have")
     mirror.add_argument("--metrics", metavar="HOST:PORT", help="serve /metrics for Prometheus")
     mirror.add_argument("--health", metavar="HOST:PORT", help="serve /health: 200, or 503 and why")
@@ -370,6 +366,15 @@ class _Version(argparse.Action):
 
 def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("storage", metavar="STORAGE", type=_address, help="a folder, or another backend's address")
+
+
+def _add_durability(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--durability",
+        choices=("none", "flush", "always"),
+        default="flush",
+        help="what a stored block survives (flush)",
+    )
 
 
 def _add_listen(parser: argparse.ArgumentParser) -> None:

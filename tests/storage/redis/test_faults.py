@@ -155,6 +155,16 @@ def test_whoever_creates_a_log_is_warned_of_a_server_without_persistence(redis: 
     assert "keeps nothing when it is restarted" in done.errors
 
 
+def test_append_that_is_to_last_is_refused_where_it_would_not(redis: RedisServer) -> None:
+    address = redis.address(prefix=new_prefix())
+    assert hypercore("create", address).code == 0
+    assert hypercore("append", address, given=b"one").code == 0
+    done = hypercore("append", address, "--durability", "always", given=b"two")
+    assert done.code == 1
+    assert "needs appendonly yes" in done.errors
+    assert hypercore("cat", address).output == b"one"
+
+
 def test_a_server_without_persistence_is_warned_of(redis: RedisServer) -> None:
     async def scenario() -> None:
         core = Hypercore(redis.address(prefix=new_prefix()))
