@@ -277,6 +277,12 @@ class Commits:
                 f"fork {state.fork}; going on would sign a second history",
                 file=OPLOG,
             )
+        if state.fork == old.fork and await state.tree.roots_at(old.length) not in (None, [*old.roots]):
+            raise CorruptError(
+                f"the first {old.length} blocks of fork {old.fork} are others than those that were here: a second "
+                f"history has taken their place in file {OPLOG}",
+                file=OPLOG,
+            )
         if state.authority.manifest is None and old.authority.manifest is not None:
             state.learn(old.authority)  # It came with a proof, and has not reached a header yet.
         # What opening finds again is not told again.

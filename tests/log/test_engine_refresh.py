@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from hypercore.crypto import KeyPair
 from hypercore.errors import CorruptError, NotDurableError
 from hypercore.log.engine import Log, LogChange
 from hypercore.plugins import open_storage
-from hypercore.storage import Storage, Truncate
+from hypercore.storage import Storage, Truncate, Write
 from tests.running import run
 
 
@@ -105,5 +106,37 @@ def test_durability_always_asks_the_storage_first(place: Callable[[], Storage]) 
         assert await storage.names() == frozenset()
         log = await Log.open(storage)
         await log.aclose()
+
+    run(promise())
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_a_second_history_of_the_same_writer_is_never_taken_for_news(
+    place: Callable[[], Storage], tmp_path: Path, more: int
+) -> None:
+    """As after a failover to a server that lacked the last commit, whose writer was told that it had failed."""
+
+    async def promise() -> None:
+        pair = KeyPair.from_seed(bytes(32))
+        writer = await Log.open(place(), key_pair=pair)
+        await writer.append([b"one", b"two", b"three"])
+        await writer.flush()
+        reader = await Log.open(place(), read_only=True)
+        await writer.aclose()
+        other = open_storage(f"memory:{tmp_path}-other")
+        second = await Log.open(other, key_pair=pair)
+        await second.append([b"one", b"two", b"not three", *[b"more"] * more])
+        await second.flush()
+        target = place()
+        for name in await other.names():
+            file = await other.open(name)
+            content = await file.read(0, await file.size())
+            await target.commit([Truncate(name, 0), Write(name, 0, content)])
+        await second.aclose()
+        with pytest.raises(CorruptError, match="a second history"):
+            await reader.refresh()
+        assert reader.length == 3
+        await reader.aclose()
+        await target.aclose()
 
     run(promise())
