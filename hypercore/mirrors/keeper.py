@@ -37,7 +37,7 @@ from hypercore.urls import hide_secrets
 #: How often one that stands by looks what the writer has written since, and how often it asks for the lease.
 REFRESH_SECONDS: Final = 2.0
 TAKE_OVER_SECONDS: Final = 5.0
-#: Where requests cost money (a look at a bucket is 2, to ask for the lease up to 10) a standby asks for the lease so
+#: Where requests cost money (a look at a bucket is 2, to ask for the lease in vain 1) a standby asks for the lease so
 #: many times more seldom, and looks that much more seldom while nothing new comes.
 DISTANT_TIMES: Final = 4.0
 #: Wait before a storage that failed is tried again: the first time, and at most. Doubled each time, with jitter.
