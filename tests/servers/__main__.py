@@ -9,6 +9,8 @@ from tests.servers import redis, s3
 
 
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # A closed terminal ends them in good order, too.
     with redis.RedisServer("redis", {"appendonly": "yes", "appendfsync": "always"}) as server:
         bucket = s3.seaweedfs()
         print(f"redis   {server.address()}")
@@ -17,9 +19,9 @@ def main() -> None:
         print(f"export AWS_ACCESS_KEY_ID={bucket.admin.access_key} AWS_SECRET_ACCESS_KEY={bucket.admin.secret_key}")
         print(f"\nEverybody may read s3://{bucket.public_bucket}, at {bucket.endpoint_url}/{bucket.public_bucket}")
         print("\nCtrl-C ends both.", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.pause()
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
