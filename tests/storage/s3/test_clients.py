@@ -13,6 +13,7 @@ import pytest
 
 from hypercore.errors import ClosedError, OptionError
 from hypercore_s3 import boto_client, obstore_client
+from hypercore_s3.boto_driver import make_session
 from hypercore_s3.objects import AccessDeniedError, ConditionFailedError, ObjectClient, ObjectMissingError
 from tests.running import run
 from tests.servers.s3 import Credentials, S3Server, moto, seaweedfs
@@ -371,3 +372,19 @@ def test_a_program_may_end_right_after_its_last_request(kind: Kind, server: S3Se
     command = [sys.executable, "-W", "error", "-c", program, kind, server.endpoint_url, prefix]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_boto3_knows_of_the_services_is_loaded_once_for_all_clients() -> None:
+    def session(access_key: str) -> Any:
+        return make_session(
+            region="us-east-1", profile=None, access_key=access_key, secret_key="secret", session_token=None
+        )
+
+    first, second = session("one"), session("two")
+    assert first.get_credentials().access_key == "one"
+    assert second.get_credentials().access_key == "two"
+    loaders = [one._session.get_component("data_loader") for one in (first, second)]
+    assert loaders[0] is loaders[1]
+    paths = list(loaders[0].search_paths)
+    session("three")
+    assert loaders[0].search_paths == paths, "they do not grow with each client"
