@@ -218,7 +218,7 @@ def test_only_those_on_the_list_are_let_in_and_the_others_learn_nothing(
                 server.join(writer)
                 async with Swarm(peers=[address], key_pair=LARGE) as swarm:
                     swarm.join(reader)
-                    await eventually(lambda: the_one(swarm.peers).state == "refused")
+                    await eventually(lambda: [each.state for each in swarm.peers] == ["refused"])
                     refused = the_one(swarm.peers)
                     assert isinstance(swarm.dial_errors[address], PeerRefusedError)
                     assert refused.error is swarm.dial_errors[address]

@@ -14,7 +14,7 @@ from tests.soak import SOAK
 from tests.storage.s3.schedules import LARGE_BYTES, World
 
 #: Seeds of one test.
-SEEDS = 100
+SEEDS = 50
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +25,17 @@ def _everything_happens_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "CLOSING_COMMITS", 1)
 
 
-@pytest.mark.parametrize("first", range(0, 600 * SOAK, SEEDS))
+@pytest.mark.parametrize("first", range(0, 300 * SOAK, SEEDS))
 def test_two_writers_never_both_succeed(first: int) -> None:
     _live_through(range(first, first + SEEDS), writers=2)
 
 
-@pytest.mark.parametrize("first", range(100_000, 100_000 + 300 * SOAK, SEEDS))
+@pytest.mark.parametrize("first", range(100_000, 100_000 + 100 * SOAK, SEEDS))
 def test_three_writers_never_both_succeed(first: int) -> None:
     _live_through(range(first, first + SEEDS), writers=3)
 
 
-@pytest.mark.parametrize("first", range(200_000, 200_400, SEEDS))
+@pytest.mark.parametrize("first", range(200_000, 200_000 + 100 * SOAK, SEEDS))
 def test_a_head_that_is_lost_at_any_moment_loses_nothing_else(first: int) -> None:
     _live_through(range(first, first + SEEDS), writers=3, lost_heads_max=1)
 
