@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INTEROP_PEERS := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard tests/interop/node/*/package-lock.json))
 
+# Tests mostly wait, for servers and processes, so more of them run than there are cores.
+SIDE_BY_SIDE := -n 6 --dist loadfile
+
 # The first Python that is new enough; say PYTHON=... to choose another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -19,14 +22,14 @@ demo: $(INSTALLED) ## a writer and a reader, two processes, over TCP
 	@$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) ## the tests that need nothing but Python
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not interop"
+	@$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not interop"
 
 check: $(INSTALLED) ## what must hold before a change lands: style, types, floors, tests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not interop"
+	@$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not interop"
 
 format: $(INSTALLED) ## rewrite the code in the house style
 	@$(BIN)/ruff check --fix
