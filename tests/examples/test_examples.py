@@ -98,7 +98,11 @@ def test_the_writer_goes_on_serving_when_its_input_ends(tmp_path: Path) -> None:
     [
         ("step_1.py", ("nowhere://log",), "UnknownSchemeError: "),
         ("reader.py", ("abc",), "OptionError: a key is "),
-        ("reader.py", ("00" * 32, "localhost:4977", "memory:"), "UnknownSchemeError: no plugin offers the scheme 'localhost'"),
+        (
+            "reader.py",
+            ("00" * 32, "localhost:4977", "memory:"),
+            "UnknownSchemeError: no plugin offers the scheme 'localhost'",
+        ),
         ("writer.py", ("memory:", "tcp://127.0.0.1:x"), "AddressError: "),
         ("lan_writer.py", ("nowhere://log",), "UnknownSchemeError: "),
         ("lan_reader.py", ("abc",), "OptionError: a key is "),

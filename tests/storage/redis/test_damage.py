@@ -78,7 +78,7 @@ def test_damage_says_what_was_found_and_what_to_do(field: str, value: str) -> No
         for work in ("names", "acquire"):
             storage = storage_at(server, held.options.prefix)
             try:
-                with pytest.raises(CorruptError, match="is damaged: .* backup restored"):
+                with pytest.raises(CorruptError, match=r"is damaged: .* backup restored"):
                     await getattr(storage, work)()
             finally:
                 await storage.aclose()
