@@ -20,7 +20,7 @@ from hypercore.dialling import MOST_DIALS, Dialler, FirstRound
 from hypercore.errors import ClosedError, HypercoreError, OptionError
 from hypercore.finding import Finding
 from hypercore.keys import decode_key
-from hypercore.plugins import open_transport
+from hypercore.plugins import finds_peers, open_transport
 from hypercore.replication import Hub
 from hypercore.session import Replication
 from hypercore.storage_peers import StoragePeers, is_storage_peer
@@ -136,6 +136,8 @@ class Swarm:
             storages = [address for address in self._peer_addresses if is_storage_peer(address)]
             for contact in list(self._contacts):
                 (address,) = contact.addresses
+                if finds_peers(address):
+                    raise OptionError(f"{address} is no one peer: what finds peers is given first, Swarm({address!r})")
                 if address in storages:
                     self._contacts.remove(contact)
                     self._first_round.tried(contact)

@@ -10,7 +10,7 @@ import pytest
 from hypercore import dialling as dialling_module
 from hypercore import swarm as swarm_module
 from hypercore.core import Hypercore
-from hypercore.errors import BlockNotAvailableError, ClosedError, ConnectError, TransportError
+from hypercore.errors import BlockNotAvailableError, ClosedError, ConnectError, OptionError, TransportError
 from hypercore.plugins import open_transport
 from hypercore.session import Replication
 from hypercore.swarm import Swarm
@@ -555,3 +555,11 @@ def test_the_log_at_debug_names_each_dial_and_no_secret(
     run(main())
     assert any(line.startswith("dialling tcp://***@") for line in lines(caplog))
     assert "hunter2" not in "\n".join(lines(caplog))
+
+
+def test_what_finds_peers_is_not_taken_for_a_peer() -> None:
+    async def main() -> None:
+        with pytest.raises(OptionError, match=r"Swarm\('lan:'\)"):
+            await Swarm(peers=["lan:"]).start()
+
+    run(main())
