@@ -224,14 +224,20 @@ class Journal:
             raise CorruptError(f"object {pointer.name} covers another commit than the head says", file=pointer.name)
         for body in index.bodies:
             if body.name == pointer.name:
+                if body.base + body.framed_size != pointer.index_offset:
+                    raise CorruptError(
+                        f"object {pointer.name} is damaged: its pages do not end where its index begins",
+                        file=pointer.name,
+                    )
                 self._keep_hot(body, found.data, pointer)
         return Contents.of(index, pointer.name)
 
     def _keep_hot(self, body: Body, data: bytes, pointer: Pointer) -> None:
-        for number in range(body.count):
+        first = body.count
+        while first and body.position(first - 1) >= pointer.hot:
+            first -= 1
+        for number in range(first, body.count):
             start = body.position(number) - pointer.hot
-            if start < 0:
-                continue
             try:
                 (frame,) = body.checked(number, number + 1, data[start : start + FRAME_SIZE + CHECK_SIZE])
             except CorruptError:

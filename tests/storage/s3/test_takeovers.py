@@ -14,6 +14,8 @@ from hypercore.errors import ClosedError, CorruptError, FencedError, LockedError
 from hypercore.storage import Write
 from hypercore_s3 import journal, writer
 from hypercore_s3.commits import Commit, encode_front
+from hypercore_s3.extents import Extents
+from hypercore_s3.index import FileIndex, decode_index, encode_footer, encode_index
 from hypercore_s3.layout import commit_name, commit_sequence, decode_head, encode_head
 from hypercore_s3.storage import S3Storage
 from tests.running import run
@@ -367,5 +369,33 @@ def test_commits_without_end_fill_nobodys_memory(monkeypatch: pytest.MonkeyPatch
             await reader.names()
         await reader.aclose()
         await held.aclose()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("size", [1 << 40, 1 << 60])
+def test_an_index_that_speaks_of_pages_without_end_is_damage_and_no_loop(size: int) -> None:
+    async def scenario() -> None:
+        bucket = Bucket()
+        held = storage(bucket)
+        await held.commit([Write("data", 0, bytes(1000)), Write("oplog", 0, b"0")])
+        await held._writer.fold()
+        await held.aclose()
+        head = decode_head(bucket.objects["p/head"])
+        pointer = head.checkpoint
+        assert pointer is not None
+        key = f"p/{pointer.name}"
+        whole = bucket.objects[key]
+        begin, end = pointer.index_offset, pointer.index_offset + pointer.index_size
+        index = decode_index(whole[begin:end], pointer.name)
+        (body,) = index.bodies
+        files = [FileIndex(name, identity, 0, Extents()) for name, identity, *_ in index.files]
+        changed = encode_index(replace(index, bodies=[replace(body, size=size)], files=files))
+        footer = encode_footer(index_offset=begin, index_size=len(changed), hot=pointer.hot)
+        bucket.put(key, whole[:begin] + changed + footer)
+        there = replace(pointer, size=len(bucket.objects[key]), index_size=len(changed))
+        bucket.put("p/head", encode_head(replace(head, checkpoint=there)))
+        with pytest.raises(CorruptError, match="pages do not end where its index begins"):
+            await storage(bucket).names()
 
     run(scenario())
