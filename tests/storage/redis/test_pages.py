@@ -159,6 +159,8 @@ def test_a_large_commit_whose_connection_breaks_anywhere_is_done_once(answered: 
             assert await content(storage, "oplog") == b"x"
             assert await content(storage) == b"o" + large, f"cut at {cut_at}"
             count = proxy.requests - first
+            # The same bytes may be fewer pieces another time; a lease that is on its way back is not asked for twice.
+            proxy.mend()
             for name in await storage.names():
                 await storage.unlink(name)
             prefix = storage.options.prefix
