@@ -14,8 +14,8 @@ from hypercore.errors import CorruptError, OutOfBoundsError, StorageError, Stora
 from hypercore.log import flat_tree
 from hypercore.log.commits import Commits
 from hypercore.log.merkle import parent_node
+from hypercore.log.node_layout import NODE_SIZE
 from hypercore.log.state import DATA, OPLOG, TREE, LogState
-from hypercore.log.tree_file import NODE_SIZE
 from hypercore.proofs import Node
 
 #: Blocks between two breaths that others may take. As many as lie below one page of the tree.

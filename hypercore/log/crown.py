@@ -9,12 +9,12 @@ would lie in file `tree`.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from hypercore.errors import OutOfBoundsError, StorageMissingError
 from hypercore.log import flat_tree
+from hypercore.log.node_layout import BLANK_HASH, NODE_SIZE, joined_runs, unpack_node
 from hypercore.proofs import Node
 from hypercore.storage import Operation, RandomAccess, Storage, Truncate, Write
 
@@ -25,9 +25,7 @@ CROWN_DEPTH: Final = 8
 #: Up to this size the file is read as one piece when the log is opened: 3 million blocks have less.
 _WHOLE_SIZE_MAX: Final = 1024 * 1024
 
-_NODE: Final = struct.Struct("<Q32s")
-NODE_SIZE: Final = _NODE.size
-_BLANK: Final = (0, bytes(32))
+_BLANK: Final = (0, BLANK_HASH)
 
 
 def crown_index(index: int) -> int:
@@ -72,7 +70,7 @@ class Crown:
                 pieces = await file.read_many([(crown_index(index) * NODE_SIZE, NODE_SIZE) for index in wanted])
             except (OutOfBoundsError, StorageMissingError):
                 return {}  # A cut since; the file `tree` knows.
-        contents = ((index, _NODE.unpack_from(piece)) for index, piece in zip(wanted, pieces, strict=True))
+        contents = ((index, unpack_node(piece)) for index, piece in zip(wanted, pieces, strict=True))
         return {index: Node(index, *content) for index, content in contents if content != _BLANK}
 
     def operations(self, nodes: Iterable[Node], cut_length: int | None) -> list[Operation]:
@@ -123,20 +121,7 @@ def _cut(length: int) -> tuple[int, list[int]]:
 
 def _runs(nodes: Iterable[Node]) -> list[tuple[int, bytes]]:
     """The upper ones of the nodes as `(byte offset in the file, bytes)`, neighbours joined."""
-    runs: list[tuple[int, bytes]] = []
-    parts: list[bytes] = []
-    first = following = -1
-    for index, node in sorted((crown_index(node[0]), node) for node in nodes if is_upper(node[0])):
-        if index != following:
-            if parts:
-                runs.append((first * NODE_SIZE, b"".join(parts)))
-                parts = []
-            first = index
-        parts.append(_NODE.pack(node[1], node[2]))
-        following = index + 1
-    if parts:
-        runs.append((first * NODE_SIZE, b"".join(parts)))
-    return runs
+    return joined_runs((crown_index(node[0]), node) for node in nodes if is_upper(node[0]))
 
 
 def _resize(content: bytearray, size: int) -> None:

@@ -13,6 +13,7 @@ from hypercore.bitfield import PAGE_SIZE, Bitfield
 from hypercore.crypto import KeyPair
 from hypercore.log import blocks, crown, oplog, tree_file
 from hypercore.log.manifest import Authority
+from hypercore.log.node_layout import NODE_SIZE
 from hypercore.log.oplog import Entry, ExternalPointer, Header, ReorgHint, SlotState, StoredKeyPair
 from hypercore.log.tree import NodeStore
 from hypercore.proofs import Node
@@ -157,7 +158,7 @@ def plan_checkpoint(state: LogState, *, sync: bool) -> Checkpoint:
     cut_operations: list[Operation] = []
     if cut is not None:
         cut_operations.append(Truncate(TREE, cut.size))
-        cut_operations.extend(Write(TREE, offset, bytes(tree_file.NODE_SIZE)) for offset in cut.blanks)
+        cut_operations.extend(Write(TREE, offset, bytes(NODE_SIZE)) for offset in cut.blanks)
         if cut.first:
             operations.extend(cut_operations)
     operations.extend(Write(TREE, offset, data) for offset, data in runs)

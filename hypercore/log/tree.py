@@ -15,16 +15,8 @@ from typing import Final
 from hypercore.crypto import TreeHash
 from hypercore.encoding import MAX_SAFE_INTEGER
 from hypercore.log import flat_tree
-from hypercore.log.tree_file import (
-    BLANK_HASH,
-    IN_PAGE,
-    NODE_SIZE,
-    PAGE_SHIFT,
-    Page,
-    TreeFile,
-    pack_node_into,
-    unpack_node,
-)
+from hypercore.log.node_layout import BLANK_HASH, NODE_SIZE, pack_node_into, unpack_node
+from hypercore.log.tree_file import IN_PAGE, PAGE_SHIFT, Page, TreeFile
 from hypercore.proofs import Node
 
 #: With 24 KiB a page this is 6 MB at most, and 65,536 blocks are found without reading or hashing nodes again. It

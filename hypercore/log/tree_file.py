@@ -6,7 +6,6 @@ which nodes are right.
 
 from __future__ import annotations
 
-import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -14,22 +13,17 @@ from typing import Final, NamedTuple
 from hypercore.errors import ClosedError, OutOfBoundsError
 from hypercore.log import flat_tree
 from hypercore.log.crown import Crown
+from hypercore.log.node_layout import BLANK_HASH, NODE_SIZE, joined_runs, pack_node_into, unpack_node
 from hypercore.proofs import Node
 from hypercore.storage import Operation, RandomAccess, Storage
 
 FILE: Final = "tree"
-NODE_SIZE: Final = 40
-
 #: A page holds the whole subtree above 256 blocks, and one node from higher up.
 PAGE_SHIFT: Final = 9
 PAGE_NODES: Final = 1 << PAGE_SHIFT
 IN_PAGE: Final = PAGE_NODES - 1
 _PAGE_SIZE: Final = PAGE_NODES * NODE_SIZE
 
-_NODE: Final = struct.Struct("<Q32s")
-unpack_node = _NODE.unpack_from
-pack_node_into = _NODE.pack_into
-BLANK_HASH: Final = bytes(32)
 _UNCHECKED: Final = array("q", [-1]) * PAGE_NODES
 
 
@@ -182,21 +176,7 @@ class TreeFile:
 
     def unwritten_runs(self) -> list[tuple[int, bytes]]:
         """The nodes that are only in the log as `(byte offset in the file, bytes)`, neighbours joined."""
-        runs: list[tuple[int, bytes]] = []
-        pack = _NODE.pack
-        parts: list[bytes] = []
-        first = following = -1
-        for index, node in sorted(self.overlay.items()):
-            if index != following:
-                if parts:
-                    runs.append((first * NODE_SIZE, b"".join(parts)))
-                    parts = []
-                first = index
-            parts.append(pack(node[1], node[2]))
-            following = index + 1
-        if parts:
-            runs.append((first * NODE_SIZE, b"".join(parts)))
-        return runs
+        return joined_runs(self.overlay.items())
 
     def owed_cut(self) -> TreeCut | None:
         """What a cut still has to do to the file, if there was one (disk spec, section 6.4)."""

@@ -10,8 +10,9 @@ import pytest
 from hypercore.crypto import BLAKE2B
 from hypercore.log import flat_tree, tree
 from hypercore.log.merkle import append_blocks
+from hypercore.log.node_layout import NODE_SIZE
 from hypercore.log.tree import NodeStore
-from hypercore.log.tree_file import NODE_SIZE, TreeFile
+from hypercore.log.tree_file import TreeFile
 from hypercore.proofs import Node
 from tests.log.logs import Disk, DiskFile, DiskStorage
 from tests.running import run
